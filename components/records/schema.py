@@ -1,0 +1,64 @@
+"""The record: one 12-lead ECG with all that the later stages know of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEADS: tuple[str, ...] = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
+
+Sex = Literal["female", "male"]
+Split = Literal["train", "validation", "test"]
+Provenance = Literal["cardiologist", "machine", "simulator"]
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+PROVENANCES: tuple[Provenance, ...] = ("cardiologist", "machine", "simulator")
+
+MEASUREMENTS: tuple[str, ...] = (
+    "heart_rate_bpm",
+    "pr_ms",
+    "qrs_ms",
+    "qt_ms",
+    "qtc_ms",
+    "axis_deg",
+    "rr_cv",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One ECG.
+
+    `signal_uv` is int16 [leads, samples] in microvolts, rows in the order of `leads`. `labels` maps a statement
+    code of `statements.STATEMENTS` to its likelihood 0..100; being there is what counts: a likelihood of 0 means
+    "not stated" (Wagner et al. 2020), not "absent". `measurements` holds keys of `MEASUREMENTS`, each optional.
+    `fold` is 1..10; `quality` holds flags of `quality`, empty for a clean record.
+    """
+
+    record_id: str
+    patient_id: str
+    source: str
+    sampling_rate_hz: int
+    leads: tuple[str, ...]
+    signal_uv: NDArray[np.int16]
+    age: float | None
+    sex: Sex | None
+    report: str
+    labels: dict[str, float]
+    measurements: dict[str, float]
+    label_provenance: Provenance
+    split: Split
+    fold: int
+    quality: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A record set aside: never silently, always with the reason (and what was found)."""
+
+    record_id: str
+    reason: str
+    detail: str = ""
