@@ -1,0 +1,284 @@
+"""params.yaml read once into frozen dataclasses, one per section.
+
+A stage calls `load_params()` and passes whole sections down. Every key must be present, every
+key must be known and every value must have the declared type: a misspelt key must never fall back
+to a default in silence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+PARAMS_FILE = Path("params.yaml")
+
+
+class UserError(ValueError):
+    """An error a user can cause and mend: its text names what was found, expected, and to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordsParams:
+    source: str  # simulator | ptbxl
+    source_dir: str  # folder of the source: cohort.yaml, or PhysioNet's layout
+    sampling_rate_hz: int  # rate to read (ptbxl: 100 or 500) or to simulate at
+    seconds: float  # shortest usable record
+    max_bad_fraction: float  # more records set aside than this stops the stage
+    limit: int | None  # at most so many records of each fold; null = all
+    shard_records: int  # records in one Parquet shard
+
+
+@dataclass(frozen=True, slots=True)
+class PagesParams:
+    width_px: int
+    height_px: int
+    train_style: str  # name in components.pages.spec.STYLES
+    canonical_fraction: float  # share of training pages drawn in the exam's own style
+
+
+@dataclass(frozen=True, slots=True)
+class InstructParams:
+    seed: int
+    items_per_record: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExamsParams:
+    seed: int
+    width_px: int
+    height_px: int
+    style: str  # page style of the exam, name in STYLES
+    min_positives: int  # statements: a label needs so many positives in the test split
+    shard_pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelParams:
+    base: str  # a shipped base's name, a local folder, or a hub id
+    revision: str | None  # commit of a hub base; null for a shipped base or a folder
+
+
+@dataclass(frozen=True, slots=True)
+class LoraParams:
+    rank: int
+    alpha: int
+    dropout: float
+    targets: tuple[str, ...]  # kinds: linear, convolution
+
+
+@dataclass(frozen=True, slots=True)
+class TrainParams:
+    seed: int
+    steps: int
+    batch_size: int  # pages in a step
+    questions_per_page: int
+    learning_rate: float
+    warmup_fraction: float
+    weight_decay: float
+    max_grad_norm: float
+    precision: str  # bf16 | fp32
+    threads: int
+    eval_every: int  # steps between looks at the validation split
+    save_every: int  # steps between checkpoints
+    keep_checkpoints: int
+    lora: LoraParams
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineParams:
+    seed: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    precision: str
+    threads: int
+    eval_every: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateParams:
+    seed: int
+    resamples: int  # bootstrap resamples, by patient
+    confidence: float
+    batch_size: int
+    precision: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryParams:
+    model: str  # registered model's name in MLflow
+    tracking_uri: str
+    experiment: str
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdRule:
+    exam: str
+    metric: str
+    bound: str  # low | high: which end of the interval must hold
+    min: float | None = None
+    max: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GateParams:
+    min_records: int  # fewer exam records than this fails: too uncertain
+    thresholds: tuple[ThresholdRule, ...]
+    primary_exam: str
+    primary_metric: str
+    beat_base_by: float  # lower bound of adapter minus base must exceed this
+    beat_champion_by: float  # lower bound of challenger minus champion must exceed this
+    approvers: tuple[str, ...]  # who may approve; empty = anyone
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    recipe: str
+    records: RecordsParams
+    pages: PagesParams
+    instruct: InstructParams
+    exams: ExamsParams
+    model: ModelParams
+    train: TrainParams
+    baseline: BaselineParams
+    evaluate: EvaluateParams
+    registry: RegistryParams
+    gate: GateParams
+
+
+Section = TypeVar("Section")
+
+
+def load_params(path: Path = PARAMS_FILE) -> Params:
+    """Read and check `path`.
+
+    Raises:
+        UserError: the file is missing or no YAML, or a key is unknown, missing or of a wrong type.
+    """
+    return parse_params(load_yaml(path), str(path))
+
+
+def parse_params(tree: Mapping[str, Any], origin: str = "params.yaml") -> Params:
+    """Turn a mapping (parsed YAML) into `Params`; `origin` names it in errors."""
+    return _parse(Params, tree, "", origin)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Parse a YAML file whose top level is a mapping.
+
+    Raises:
+        UserError: missing file, broken YAML, or no mapping at the top.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a YAML file there") from error
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: found {type(tree).__name__} at the top, expected a mapping of sections")
+    return tree
+
+
+def to_dict(section: Any) -> dict[str, Any]:
+    """The plain mapping of a section (tuples become lists), as written into manifests."""
+    return {key: _plain(value) for key, value in dataclasses.asdict(section).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _parse(section: type[Section], tree: Any, prefix: str, origin: str) -> Section:
+    if not isinstance(tree, Mapping):
+        raise UserError(
+            f"{origin}: {prefix or 'the top level'} holds {tree!r}, expected a mapping of keys"
+        )
+    hints = typing.get_type_hints(section)
+    fields = {field.name: field for field in dataclasses.fields(section)}  # type: ignore[arg-type]
+    for key in tree:
+        if key not in fields:
+            raise UserError(f"{origin}: unknown key '{_dotted(prefix, key)}'{nearest(str(key), fields, prefix)}")
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        if name in tree:
+            values[name] = _convert(hints[name], tree[name], _dotted(prefix, name), origin)
+        elif field.default is dataclasses.MISSING:
+            raise UserError(f"{origin}: key '{_dotted(prefix, name)}' is missing; expected {_describe(hints[name])}")
+    return section(**values)
+
+
+def _convert(hint: Any, value: Any, key: str, origin: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _parse(hint, value, key, origin)  # type: ignore[arg-type]
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is types.UnionType:
+        if value is None:
+            return None
+        hint = next(arg for arg in args if arg is not type(None))
+        return _convert(hint, value, key, origin)
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, (list, tuple)):
+            return tuple(_convert(args[0], item, f"{key}[{i}]", origin) for i, item in enumerate(value))
+    elif hint is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    elif isinstance(value, hint):
+        return value
+    hint_text = ""
+    if isinstance(value, str) and hint is float and _is_number(value):
+        hint_text = f"; YAML reads {value} as text: write it with a dot, as {float(value):.1e}"
+    raise UserError(
+        f"{origin}: key '{key}' holds {value!r} ({type(value).__name__}), expected {_describe(hint)}{hint_text}"
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _describe(hint: Any) -> str:
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return f"a list of {_describe(args[0])}"
+    if typing.get_origin(hint) is types.UnionType:
+        return " or ".join("null" if arg is type(None) else _describe(arg) for arg in args)
+    if dataclasses.is_dataclass(hint):
+        return "a mapping of keys"
+    return {float: "a number", int: "a whole number", str: "text", bool: "true or false"}.get(hint, str(hint))
+
+
+def _dotted(prefix: str, key: Any) -> str:
+    return f"{prefix}.{key}" if prefix else str(key)
+
+
+def nearest(word: str, known: typing.Iterable[str], prefix: str = "") -> str:
+    """'; did you mean …?' with the nearest of `known`, or the whole list when nothing is near."""
+    options = list(known)
+    close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean '{_dotted(prefix, close[0])}'?"
+    return f"; known here: {', '.join(sorted(options))}"
