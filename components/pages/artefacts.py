@@ -1,0 +1,194 @@
+"""What happens to a page between the recorder and the reader: paper, scanner, camera, copier.
+
+All randomness is in the spec; here it only picks offsets into two banks that are built once per process from
+whole-number arithmetic, so a page is the same every time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.pages.raster import Image, kernel
+
+
+@dataclass(frozen=True, slots=True)
+class Artefacts:
+    """Distortions of one page; the defaults do nothing.
+
+    Lengths scale with the page, so a spec looks alike at every size. `corners` moves the page's corners
+    (top left, top right, bottom right, bottom left; x then y) by fractions of width and height. Noise and
+    shading are in grey levels of 255. `jpeg_quality` 0 = not compressed.
+    """
+
+    rotation_deg: float = 0.0
+    corners: tuple[float, ...] = (0.0,) * 8
+    surround: tuple[int, int, int] = (255, 255, 255)
+    shade: float = 0.0
+    shade_direction_deg: float = 0.0
+    texture: float = 0.0
+    blur: float = 0.0
+    """Gaussian sigma in thousandths of the page width."""
+    gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    offset: float = 0.0
+    noise: float = 0.0
+    noise_colour: float = 0.0
+    """Share of the noise that differs between red, green and blue."""
+    grayscale: bool = False
+    photocopy: float = 0.0
+    """Steepness of a copier's tone curve; 0 = none, 6 = nearly black and white."""
+    jpeg_quality: int = 0
+    seed: int = 0
+
+    @property
+    def moves(self) -> bool:
+        return self.rotation_deg != 0.0 or any(self.corners)
+
+
+def apply(page: Image, artefacts: Artefacts) -> Image:
+    """The page [height, width, 3] as it arrives: shading, one warp, blur, tone and noise, grey, copier, JPEG."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    a = artefacts
+    height, width = page.shape[:2]
+    if a.shade or a.texture:
+        direction = np.deg2rad(a.shade_direction_deg)
+        shade_page(
+            page, _textures()[a.seed % _TEXTURES], a.texture, a.shade * np.cos(direction), a.shade * np.sin(direction)
+        )
+    if a.moves:
+        page = cv2.warpPerspective(
+            page,
+            _homography(a, width, height),
+            (width, height),
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=a.surround,
+        )
+    sigma = a.blur * width / 1000
+    if sigma > 0.15:
+        size = 2 * int(np.ceil(2.5 * sigma)) + 1
+        page = cv2.GaussianBlur(page, (size, size), sigma)
+    if a.noise or a.offset or a.gain != (1.0, 1.0, 1.0):
+        develop(
+            page, np.asarray(a.gain, np.float32), a.offset, _noise(), a.seed % _NOISE, a.noise / _SIGMA, a.noise_colour
+        )
+    if a.grayscale or a.photocopy:
+        grey = cv2.cvtColor(page, cv2.COLOR_RGB2GRAY)
+        if a.photocopy:
+            grey = cv2.LUT(grey, _tone_curve(a.photocopy))
+        page = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+    if a.jpeg_quality:
+        page = _jpeg(page, a.jpeg_quality)
+    return page
+
+
+@kernel
+def shade_page(page: Image, texture: NDArray[np.float32], amount: float, across: float, down: float) -> None:
+    """Darken or lighten paper in place: a slope of light plus a smooth `texture` [n + 1, n + 1], both in levels."""
+    height, width = page.shape[0], page.shape[1]
+    cells = texture.shape[0] - 1
+    for y in range(height):
+        v = y * cells / height
+        r = int(v)
+        f = np.float32(v - r)
+        slope = np.float32(down * (y / height - 0.5))
+        for x in range(width):
+            u = x * cells / width
+            c = int(u)
+            g = np.float32(u - c)
+            upper = texture[r, c] + (texture[r, c + 1] - texture[r, c]) * g
+            lower = texture[r + 1, c] + (texture[r + 1, c + 1] - texture[r + 1, c]) * g
+            level = np.float32(amount) * (upper + (lower - upper) * f) + slope + np.float32(across * (x / width - 0.5))
+            factor = np.float32(1.0) + level / np.float32(255.0)
+            for k in range(3):
+                page[y, x, k] = np.uint8(min(max(page[y, x, k] * factor + np.float32(0.5), 0.0), 255.0))
+
+
+@kernel
+def develop(
+    page: Image,
+    gain: NDArray[np.float32],
+    offset: float,
+    bank: NDArray[np.int8],
+    start: int,
+    amount: float,
+    coloured: float,
+) -> None:
+    """Per-channel gain, offset in levels and noise from the bank, in place."""
+    size = bank.shape[0]
+    grey = np.float32(amount * (1.0 - coloured))
+    own = np.float32(amount * coloured)
+    plus = np.float32(offset + 0.5)
+    at = start
+    for y in range(page.shape[0]):
+        # a stride that shares no factor with the bank keeps rows from lining up
+        at = (at + 7919 * (y + 1)) % (size - 4 * page.shape[1])
+        for x in range(page.shape[1]):
+            shared = bank[at + x] * grey + plus
+            for k in range(3):
+                value = page[y, x, k] * gain[k] + shared + bank[at + x + (k + 1) * page.shape[1] // 2] * own
+                page[y, x, k] = np.uint8(min(max(value, np.float32(0.0)), np.float32(255.0)))
+
+
+_TEXTURES = 16
+_NOISE = 1 << 20
+_SIGMA = 40
+
+
+@lru_cache(maxsize=1)
+def _noise() -> NDArray[np.int8]:
+    """Near-normal noise, _SIGMA to a standard deviation, as sums of six bytes: whole numbers on every machine."""
+    rng = np.random.Generator(np.random.PCG64(20260101))
+    total = rng.integers(0, 256, size=(6, _NOISE), dtype=np.uint8).astype(np.int32).sum(0) - 765
+    bank: NDArray[np.int8] = np.clip(total * _SIGMA // 181, -127, 127).astype(np.int8)
+    return bank
+
+
+@lru_cache(maxsize=1)
+def _textures() -> NDArray[np.float32]:
+    """Smooth patches [_TEXTURES, 17, 17] in about [-1, 1]: coarse and finer clouds added."""
+    rng = np.random.Generator(np.random.PCG64(20260102))
+    patches = np.zeros((_TEXTURES, 17, 17), np.float32)
+    for patch in patches:
+        for cells, weight in ((2, 0.6), (4, 0.4), (8, 0.25)):
+            knots = rng.random((cells + 1, cells + 1)).astype(np.float32) * 2 - 1
+            at = np.linspace(0, cells, 17)
+            low = np.minimum(at.astype(int), cells - 1)
+            f = (at - low).astype(np.float32)
+            f = f * f * (3 - 2 * f)
+            rows = knots[low] * (1 - f)[:, None] + knots[low + 1] * f[:, None]
+            patch += np.float32(weight) * (rows[:, low] * (1 - f) + rows[:, low + 1] * f)
+    return patches
+
+
+def _homography(a: Artefacts, width: int, height: int) -> NDArray[np.float64]:
+    import cv2
+
+    source = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float32)
+    angle = np.deg2rad(a.rotation_deg)
+    centre = np.array([width / 2, height / 2])
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    target = (source - centre) @ turn + centre + np.asarray(a.corners).reshape(4, 2) * (width, height)
+    matrix: NDArray[np.float64] = cv2.getPerspectiveTransform(source, target.astype(np.float32))
+    return matrix
+
+
+@lru_cache(maxsize=64)
+def _tone_curve(steepness: float) -> Image:
+    level = np.arange(256) / 255
+    curve = 1 / (1 + np.exp(-4 * steepness * (level - 0.62)))
+    curve = (curve - curve[0]) / (curve[-1] - curve[0])
+    return (curve * 255 + 0.5).astype(np.uint8)
+
+
+def _jpeg(page: Image, quality: int) -> Image:
+    import cv2
+
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(page, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, quality))
+    decoded: Image = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    return decoded
