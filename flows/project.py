@@ -1,0 +1,57 @@
+"""Where the project stands and in what environment its tools run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from components.params import UserError
+
+PIPELINE_FILE = Path("dvc.yaml")
+
+
+def enter(start: Path | None = None) -> Path:
+    """Make the project's root the working directory: the nearest folder upwards that holds dvc.yaml.
+
+    Every path of params.yaml and dvc.yaml is relative to it.
+
+    Raises:
+        UserError: neither `start` (default: the working directory) nor a folder above it is a project.
+    """
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / PIPELINE_FILE).is_file():
+            os.chdir(folder)
+            return folder
+    raise UserError(f"{here}: no {PIPELINE_FILE} here or in a folder above; run ecg inside the project's folder")
+
+
+def environment() -> dict[str, str]:
+    """The environment of a stage: this interpreter is `python`, and no tool reports home."""
+    return {
+        "OMP_NUM_THREADS": "1",  # two stages share the machine; torch takes its own number from params
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "PYTHONUNBUFFERED": "1",
+        "DVC_NO_ANALYTICS": "1",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+def quiet_prefect() -> None:
+    """Prepare Prefect for a run in this process; call it before prefect is first imported.
+
+    Without a server of the user's own (PREFECT_API_URL) the run uses Prefect's temporary one, whose
+    database stays in the project. Logs go there; the terminal belongs to our own progress.
+    """
+    settings = {
+        "PREFECT_HOME": str(Path(".prefect").resolve()),
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "DO_NOT_TRACK": "1",
+    }
+    for key, value in settings.items():
+        os.environ.setdefault(key, value)

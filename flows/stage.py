@@ -1,0 +1,145 @@
+"""One DVC stage as a subprocess, and the question whether any stage has work."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.params import UserError
+from components.progress import PLAIN_LINE
+from flows.project import environment
+
+LOGS = Path("logs")
+TAIL_LINES = 25
+GRACE_SECONDS = 10.0
+
+OnProgress = Callable[[str, int, int, str], None]  # label, done, total, note
+
+_USER_ERROR = "components.params.UserError: "
+_END_OF_STAGE = "ERROR: failed to reproduce"
+
+
+class StageFailed(RuntimeError):
+    """A stage ended with an error; `reason` is what its user can act on."""
+
+    def __init__(self, stage: str, reason: str, users_error: bool) -> None:
+        super().__init__(f"stage '{stage}': {reason}")
+        self.stage, self.reason, self.users_error = stage, reason, users_error
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a stage: `made`, `restored` from DVC's run cache, or `unchanged`."""
+
+    stage: str
+    outcome: str
+    seconds: float
+
+
+def run_stage(name: str, on_progress: OnProgress) -> Outcome:
+    """Bring stage `name` up to date (`dvc repro --single-item`), calling `on_progress` as it works.
+
+    Its whole output goes to logs/NAME.log.
+
+    Raises:
+        StageFailed: the stage failed; what it had made before stays, so a rerun goes on from there.
+    """
+    started = time.monotonic()
+    LOGS.mkdir(exist_ok=True)
+    lines: deque[str] = deque(maxlen=400)
+    outcome = "made"
+    with (LOGS / f"{name}.log").open("w") as log, _child(_dvc("repro", "--single-item", name)) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            log.write(line)
+            log.flush()
+            lines.append(line.rstrip())
+            if match := PLAIN_LINE.match(lines[-1]):
+                on_progress(match["label"], int(match["done"]), int(match["total"]), match["note"] or "")
+            elif "is cached - skipping run" in line:
+                outcome = "restored"
+            elif "didn't change, skipping" in line:
+                outcome = "unchanged"
+    if process.returncode != 0:
+        raise _failure(name, list(lines))
+    return Outcome(name, outcome, time.monotonic() - started)
+
+
+def changed_stages() -> list[str]:
+    """The stages whose inputs or outputs differ from dvc.lock; those that follow from them not counted.
+
+    Raises:
+        UserError: dvc.yaml or params.yaml is no valid pipeline.
+    """
+    found = subprocess.run(_dvc("status", "--json"), env=environment(), capture_output=True, text=True)
+    if found.returncode != 0:
+        raise UserError(f"dvc.yaml: DVC cannot read the pipeline: {found.stderr.strip()}")
+    return sorted(json.loads(found.stdout))
+
+
+@contextmanager
+def no_orphans() -> Iterator[None]:
+    """End every stage still running when the block is left early: by an error, ^C or a cancelled flow."""
+    try:
+        yield
+    finally:
+        with _guard:
+            left = list(_running)
+        for process in left:  # as ^C in a terminal: a stage tidies up its temporary files
+            os.killpg(process.pid, signal.SIGINT)
+        for process in left:
+            try:
+                process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+_running: set[subprocess.Popen[str]] = set()
+_guard = threading.Lock()
+
+
+@contextmanager
+def _child(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        command,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # its own group, so that DVC and the stage under it end together
+    )
+    with _guard:
+        _running.add(process)
+    try:
+        with process:
+            yield process
+    finally:
+        with _guard:
+            _running.discard(process)
+
+
+def _dvc(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "dvc", *arguments]
+
+
+def _failure(stage: str, lines: list[str]) -> StageFailed:
+    """The user's error when the stage raised one, else its last lines without progress."""
+    text = "\n".join(line for line in lines if not PLAIN_LINE.match(line))
+    if _USER_ERROR in text:
+        message = text.rpartition(_USER_ERROR)[2].partition(_END_OF_STAGE)[0]
+        return StageFailed(stage, message.strip(), users_error=True)
+    tail = "\n".join(re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()[-TAIL_LINES:])
+    return StageFailed(stage, f"failed; its last lines (all of them: {LOGS}/{stage}.log):\n{tail}", False)
