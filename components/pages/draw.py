@@ -72,11 +72,7 @@ def draw_palette(
             f"a page of {spec.width_px} px for {spec.paper_width_mm:g} mm has too many colours for a palette: "
             f"expected at least {SNAP_PX_PER_MM:g} px/mm; use draw()"
         )
-    mask = _ink(signal_uv, sampling_rate_hz, spec, paper, header or spec.header)
-    index = np.empty(mask.shape, np.uint8)
-    columns, rows, dotted, box = _grid(spec, paper)
-    raster.classify(mask, columns, rows, dotted, box, index)
-    return PalettePage(index, raster.palette(_colours(spec)))
+    return _palette_page(_ink(signal_uv, sampling_rate_hz, spec, paper, header or spec.header), spec, paper)
 
 
 def _check_signal(signal: NDArray[np.int16], rate: float) -> None:
@@ -128,15 +124,22 @@ class _Paper:
         return cls(px_per_mm, width, height, left, top, bottom, trace, LAYOUTS[spec.layout], lines)
 
 
-def _draw_clean(
-    signal: NDArray[np.int16], rate: float, spec: PageSpec, header: Header | None
-) -> Image:
+def _draw_clean(signal: NDArray[np.int16], rate: float, spec: PageSpec, header: Header | None) -> Image:
     paper = _Paper.of(spec)
     mask = _ink(signal, rate, spec, paper, header or spec.header)
+    if paper.snapped:
+        return _palette_page(mask, spec, paper).rgb()
     columns, rows, dotted, box = _grid(spec, paper)
     page = np.empty((*mask.shape, 3), np.uint8)
     raster.blend(mask, columns, rows, dotted, box, _colours(spec), page)
     return page
+
+
+def _palette_page(mask: Mask, spec: PageSpec, paper: _Paper) -> PalettePage:
+    columns, rows, dotted, box = _grid(spec, paper)
+    index = np.empty(mask.shape, np.uint8)
+    raster.classify(mask, columns, rows, dotted, box, index)
+    return PalettePage(index, raster.palette(_colours(spec)))
 
 
 def _ink(signal: NDArray[np.int16], rate: float, spec: PageSpec, paper: _Paper, header: Header) -> Mask:
@@ -215,6 +218,7 @@ def _names(mask: Mask, spec: PageSpec, paper: _Paper, table: list[Segment]) -> N
         return
     scale, size = paper.px_per_mm, spec.font_mm
     row_height = (paper.bottom_mm - paper.top_mm) / paper.layout.row_count
+    lines = []
     for s in table:
         if spec.lead_names == "before" and s.column == 0:
             x, y = s.x_mm - 2.3 * size, s.baseline_mm + 0.35 * size
@@ -222,7 +226,8 @@ def _names(mask: Mask, spec: PageSpec, paper: _Paper, table: list[Segment]) -> N
             x, y = s.x_mm + 1.0, s.baseline_mm + min(0.36 * row_height, 7.0) + size * 0.7
         else:
             x, y = s.x_mm + 1.0, s.baseline_mm - min(0.36 * row_height, 7.0)
-        raster.write(mask, spec.font, s.name, x * scale, y * scale, size * scale)
+        lines.append((s.name, x * scale, y * scale, size * scale))
+    raster.write(mask, spec.font, lines)
 
 
 def _text(mask: Mask, spec: PageSpec, paper: _Paper, header: Header) -> None:
@@ -249,9 +254,7 @@ def _text(mask: Mask, spec: PageSpec, paper: _Paper, header: Header) -> None:
             x = paper.width_mm - _EDGE_MM - 1.0 - raster.text_width(spec.font, settings, size)
         lines.append((settings, x, paper.height_mm - 0.5 * spec.font_mm))
     scale = paper.px_per_mm
-    for text, x, y in lines:
-        if text:
-            raster.write(mask, spec.font, text, x * scale, y * scale, size * scale)
+    raster.write(mask, spec.font, [(text, x * scale, y * scale, size * scale) for text, x, y in lines if text])
 
 
 def _grid(spec: PageSpec, paper: _Paper) -> tuple[Mask, Mask, bool, NDArray[np.int64]]:

@@ -8,7 +8,7 @@ source; nothing is compiled at import.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -152,6 +152,8 @@ class Glyphs:
 
     sums: NDArray[np.float32]
     """[glyph, EM rows + 1, widest + 1]: sum of coverage above and left of a corner."""
+    bounds: NDArray[np.int64]
+    """[glyph, 4]: left, top, right, bottom of its ink, at EM_PX."""
     advance: NDArray[np.float64]
     """[glyph] in em."""
 
@@ -180,6 +182,7 @@ def glyphs(font: str) -> Glyphs:
     rows, columns = EM_PX * 3 // 2, EM_PX * 3 // 2
     count = _LAST - _FIRST + 1
     sums = np.zeros((count, rows + 1, columns + 1), np.float32)
+    bounds = np.zeros((count, 4), np.int64)
     advance = np.zeros(count)
     for index in range(count):
         character = chr(_FIRST + index)
@@ -188,70 +191,75 @@ def glyphs(font: str) -> Glyphs:
         ImageDraw.Draw(canvas).text((EM_PX // 8, EM_PX), character, font=face, fill=255, anchor="ls")
         coverage = np.asarray(canvas, np.float64) / 255.0
         sums[index, 1:, 1:] = coverage.cumsum(0).cumsum(1)
+        bounds[index] = canvas.getbbox() or (0, 0, 0, 0)
         advance[index] = face.getlength(character) / EM_PX
-    return Glyphs(sums, advance)
+    return Glyphs(sums, bounds, advance)
 
 
 def text_width(font: str, text: str, size_px: float) -> float:
-    advance = glyphs(font).advance
-    return float(sum(advance[code] for code in _codes(text))) * size_px
+    """Width in px of a line of text."""
+    return float(glyphs(font).advance[_codes(text)].sum()) * size_px
 
 
-def _codes(text: str) -> NDArray[np.int64]:
+def _codes(text: str) -> NDArray[np.uint8]:
     """ASCII codes counted from the space; anything else prints as a question mark."""
-    raw = np.frombuffer(text.encode("ascii", "replace"), np.uint8).astype(np.int64) - _FIRST
-    return np.where((raw < 0) | (raw > _LAST - _FIRST), ord("?") - _FIRST, raw)
+    raw = np.frombuffer(text.encode("ascii", "replace"), np.uint8) - np.uint8(_FIRST)
+    return np.where(raw > _LAST - _FIRST, np.uint8(ord("?") - _FIRST), raw)
 
 
-def write(mask: Mask, font: str, text: str, x_px: float, baseline_px: float, size_px: float) -> None:
-    """Print one line of text into `mask`, its left end at `x_px`."""
+def write(mask: Mask, font: str, lines: Sequence[tuple[str, float, float, float]]) -> None:
+    """Print lines of (text, left px, baseline px, size px) into `mask`."""
+    if not lines:
+        return
     face = glyphs(font)
-    _write(mask, face.sums, face.advance, _codes(text), x_px, baseline_px, size_px)
+    texts, *places = zip(*lines, strict=True)
+    ends = np.cumsum([len(text) for text in texts])
+    _write(mask, face.sums, face.bounds, face.advance, _codes("".join(texts)), ends, np.array(places))
 
 
 @kernel
 def _write(
     mask: Mask,
     sums: NDArray[np.float32],
+    bounds: NDArray[np.int64],
     advance: NDArray[np.float64],
-    codes: NDArray[np.int64],
-    x_px: float,
-    baseline_px: float,
-    size_px: float,
+    codes: NDArray[np.uint8],
+    ends: NDArray[np.int64],
+    places: NDArray[np.float64],
 ) -> None:
     height, width = mask.shape
     rows, columns = sums.shape[1] - 1, sums.shape[2] - 1
-    zoom = EM_PX / size_px
-    edge = np.empty(columns + 2)
-    for n in range(codes.shape[0]):
-        code = codes[n]
-        left = x_px - size_px / 8
-        top = baseline_px - size_px
-        x_first, x_last = int(np.floor(left)), int(np.ceil(left + columns / zoom))
-        y_first, y_last = int(np.floor(top)), int(np.ceil(top + rows / zoom))
-        x_first, y_first = max(x_first, 0), max(y_first, 0)
-        x_last, y_last = min(x_last, width), min(y_last, height)
-        x_last = min(x_last, x_first + columns)
-        for y in range(y_first, y_last):
-            v0 = min(max((y - top) * zoom, 0.0), float(rows))
-            v1 = min(max((y + 1 - top) * zoom, 0.0), float(rows))
-            r0, r1 = min(int(v0), rows - 1), min(int(v1), rows - 1)
-            f0, f1 = v0 - r0, v1 - r1
-            # row strip between v0 and v1, at the column edges of the target pixels
-            for x in range(x_first, x_last + 1):
-                u = min(max((x - left) * zoom, 0.0), float(columns))
-                c = min(int(u), columns - 1)
-                g = u - c
-                low = (sums[code, r0, c] * (1 - g) + sums[code, r0, c + 1] * g) * (1 - f0)
-                low += (sums[code, r0 + 1, c] * (1 - g) + sums[code, r0 + 1, c + 1] * g) * f0
-                high = (sums[code, r1, c] * (1 - g) + sums[code, r1, c + 1] * g) * (1 - f1)
-                high += (sums[code, r1 + 1, c] * (1 - g) + sums[code, r1 + 1, c + 1] * g) * f1
-                edge[x - x_first] = high - low
-            for x in range(x_first, x_last):
-                cover = (edge[x - x_first + 1] - edge[x - x_first]) / (zoom * zoom)
-                if cover > 0.004:
-                    mask[y, x] += np.float32(cover)
-        x_px += advance[code] * size_px
+    edge = np.empty(width + 1)
+    start = 0
+    for line in range(ends.shape[0]):
+        x_px, baseline_px, size_px = places[0, line], places[1, line], places[2, line]
+        zoom = EM_PX / size_px
+        for n in range(start, ends[line]):
+            code = codes[n]
+            left, top = x_px - size_px / 8, baseline_px - size_px
+            x_px += advance[code] * size_px
+            x_first = max(int(np.floor(left + bounds[code, 0] / zoom)), 0)
+            y_first = max(int(np.floor(top + bounds[code, 1] / zoom)), 0)
+            x_last = min(int(np.ceil(left + bounds[code, 2] / zoom)), width)
+            y_last = min(int(np.ceil(top + bounds[code, 3] / zoom)), height)
+            for y in range(y_first, y_last):
+                v0 = min(max((y - top) * zoom, 0.0), float(rows))
+                v1 = min(max((y + 1 - top) * zoom, 0.0), float(rows))
+                r0, r1 = min(int(v0), rows - 1), min(int(v1), rows - 1)
+                f0, f1 = v0 - r0, v1 - r1
+                # ink of the row between v0 and v1, left of each pixel's edge
+                for x in range(x_first, x_last + 1):
+                    u = min(max((x - left) * zoom, 0.0), float(columns))
+                    c = min(int(u), columns - 1)
+                    g = u - c
+                    low = (sums[code, r0, c] * (1 - g) + sums[code, r0, c + 1] * g) * (1 - f0)
+                    low += (sums[code, r0 + 1, c] * (1 - g) + sums[code, r0 + 1, c + 1] * g) * f0
+                    high = (sums[code, r1, c] * (1 - g) + sums[code, r1, c + 1] * g) * (1 - f1)
+                    high += (sums[code, r1 + 1, c] * (1 - g) + sums[code, r1 + 1, c + 1] * g) * f1
+                    edge[x - x_first] = high - low
+                for x in range(x_first, x_last):
+                    mask[y, x] += np.float32((edge[x - x_first + 1] - edge[x - x_first]) / (zoom * zoom))
+        start = ends[line]
 
 
 # ---- paper ----
@@ -297,26 +305,43 @@ def blend(
     `columns` and `rows` are [2, length]: minor and major profiles; `box` (left, top, right, bottom) bounds the
     grid; `colours` [4, 3] are paper, minor, major, ink.
     """
-    one, levels = np.float32(1.0), np.float32(INK_LEVELS - 1)
-    half = np.float32(0.5)
-    for y in range(mask.shape[0]):
+    height, width = mask.shape
+    one, half, levels = np.float32(1.0), np.float32(0.5), np.float32(INK_LEVELS - 1)
+    # plain rows of 3 * width floats: such loops become vector instructions
+    length = 3 * width
+    across = np.zeros((2, length), np.float32)
+    spread = np.empty((3, length), np.float32)
+    for j in range(length):
+        if box[0] <= j // 3 < box[2]:
+            across[0, j] = columns[0, j // 3]
+            across[1, j] = columns[1, j // 3]
+        for k in range(3):
+            spread[k, j] = colours[k, j % 3]
+    paper, minor, major = spread[0], spread[1], spread[2]
+    thin, thick = across[0], across[1]
+    ground = np.empty(length, np.float32)
+    line = np.empty(length, np.float32)
+    last_thin, last_thick, last_ruled = np.float32(-1.0), np.float32(-1.0), False
+    for y in range(height):
         ruled = box[1] <= y < box[3]
-        for x in range(mask.shape[1]):
-            minor = np.float32(0.0)
-            major = np.float32(0.0)
-            if ruled and box[0] <= x < box[2]:
-                if dotted:
-                    minor = columns[0, x] * rows[0, y]
-                else:
-                    minor = one - (one - columns[0, x]) * (one - rows[0, y])
-                major = one - (one - columns[1, x]) * (one - rows[1, y])
-            ink = np.floor(min(mask[y, x], one) * levels + half) / levels
-            for c in range(3):
-                value = colours[0, c]
-                value += (colours[1, c] - value) * minor
-                value += (colours[2, c] - value) * major
-                value += (colours[3, c] - value) * ink
-                page[y, x, c] = np.uint8(value + half)
+        a, b = rows[0, y], rows[1, y]
+        if not ruled:
+            ground[:] = paper
+        elif not (last_ruled and a == last_thin and b == last_thick):
+            for j in range(length):
+                m = thin[j] * a if dotted else one - (one - thin[j]) * (one - a)
+                value = paper[j] + (minor[j] - paper[j]) * m
+                ground[j] = value + (major[j] - value) * (one - (one - thick[j]) * (one - b))
+        last_thin, last_thick, last_ruled = a, b, ruled
+        line[:] = ground
+        for x in range(width):
+            if mask[y, x] > 0:
+                ink = np.floor(min(mask[y, x], one) * levels + half) / levels
+                for c in range(3):
+                    line[3 * x + c] += (colours[3, c] - line[3 * x + c]) * ink
+        row = page[y].reshape(length)
+        for j in range(length):
+            row[j] = np.int32(line[j] + half)
 
 
 @kernel

@@ -390,6 +390,10 @@ def check(page: PageSpec) -> None:
             raise UserError(f"page spec: {key} is {found}; expected a number from {low:g} to {high:g}")
 
 
+_DICE = 128
+"""More numbers than a page takes."""
+
+
 class _Dice:
     """A seed's stream of choices. Every question takes its numbers whether or not they matter to the answer, so
     that changing one weight of a style leaves the other choices of a seed alone."""
@@ -397,10 +401,11 @@ class _Dice:
     def __init__(self, seed: int, name: str) -> None:
         if seed < 0:
             raise UserError(f"page seed is {seed}; expected an integer >= 0")
-        self._next = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())])).random
+        stream = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
+        self._next = iter(stream.random(_DICE).tolist()).__next__
 
     def chance(self, probability: float) -> bool:
-        return self._next() < probability
+        return bool(self._next() < probability)
 
     def between(self, bounds: Range) -> float:
         return round(bounds[0] + (bounds[1] - bounds[0]) * self._next(), 4)
