@@ -267,13 +267,11 @@ def _grid(spec: PageSpec, paper: _Paper) -> tuple[Mask, Mask, bool, NDArray[np.i
     scale = paper.px_per_mm
     # the lattice starts where the traces start, so that a second is five whole boxes from there
     x, y = paper.left_mm % 5.0, paper.top_mm % 5.0
-    for level, (pitch, line) in enumerate(((1.0, spec.grid.minor_mm), (5.0, spec.grid.major_mm))):
-        columns[level] = raster.grid_profile(
-            spec.width_px, x * scale, pitch * scale, line * scale, paper.snapped
-        )
-        rows[level] = raster.grid_profile(
-            spec.height_px, y * scale, pitch * scale, line * scale, paper.snapped
-        )
+    for level, line in enumerate((spec.grid.minor_mm, spec.grid.major_mm)):
+        for profile, first in ((columns, x), (rows, y)):
+            profile[level] = raster.grid_profile(
+                profile.shape[1], first * scale, scale, line * scale, paper.snapped, level == 1
+            )
     if spec.grid.boxed:
         edges = (_EDGE_MM, paper.top_mm, paper.width_mm - _EDGE_MM, paper.bottom_mm)
         box = np.array([round(edge * scale) for edge in edges])

@@ -51,9 +51,15 @@ def stroke(
     """
     height, width = mask.shape
     total = signal.shape[1]
-    steps = min(8, max(2, round(5.0 / pen_px)))
+    # of 3 to 7 steps a pixel, the number of which an odd count comes closest to the pen's width: a steep stroke
+    # is that count wide
+    steps, reach, miss = 3, 0, np.inf
+    for candidate in range(3, 8):
+        each_way = max(0, int(round((pen_px * candidate - 1) / 2)))
+        error = abs((2 * each_way + 1) / candidate - pen_px)
+        if error < miss - 0.01 * pen_px:
+            steps, reach, miss = candidate, each_way, error
     radius = pen_px / 2
-    reach = int(radius * steps)
     rise = np.empty(reach + 1)
     for d in range(reach + 1):
         rise[d] = np.sqrt(max(radius * radius - (d / steps) ** 2, 0.0))
@@ -266,17 +272,22 @@ def _write(
 
 
 @kernel
-def grid_profile(length_px: int, first_px: float, pitch_px: float, width_px: float, snapped: bool) -> Mask:
+def grid_profile(
+    length_px: int, first_px: float, pitch_px: float, width_px: float, snapped: bool, fifth: bool
+) -> Mask:
     """Coverage [length_px] of a page's rows or columns by lines `pitch_px` apart.
 
-    A line begins at its place and is `width_px` wide. `snapped` puts it on whole pixels, as a printer driver
+    Every fifth line from `first_px` on is a major one: `fifth` draws these alone, else all but these. A line
+    begins at its place and is `width_px` wide. `snapped` puts it on whole pixels, as a printer driver
     does; else the coverage is exact.
     """
     profile = np.zeros(length_px, np.float32)
-    if pitch_px < 0.5:
-        return profile
-    line = first_px - np.ceil((first_px + width_px) / pitch_px) * pitch_px
-    while line < length_px:
+    before = int(np.ceil((first_px + width_px) / pitch_px))
+    beyond = int(np.ceil((length_px - first_px) / pitch_px))
+    for number in range(-before, beyond + 1):
+        if (number % 5 == 0) != fifth:
+            continue
+        line = first_px + number * pitch_px
         if snapped:
             wide = max(1, int(width_px + 0.5))
             start = int(np.floor(line + 0.5))
@@ -286,7 +297,6 @@ def grid_profile(length_px: int, first_px: float, pitch_px: float, width_px: flo
             left, right = max(line, 0.0), min(line + width_px, float(length_px))
             for x in range(int(left), min(int(np.ceil(right)), length_px)):
                 profile[x] += max(min(x + 1.0, right) - max(float(x), left), 0.0)
-        line += pitch_px
     return np.minimum(profile, np.float32(1.0))
 
 
@@ -307,33 +317,34 @@ def blend(
     """
     height, width = mask.shape
     one, half, levels = np.float32(1.0), np.float32(0.5), np.float32(INK_LEVELS - 1)
-    # plain rows of 3 * width floats: such loops become vector instructions
+    # A row of the grid is affine in the row's own minor coverage: plain + minor * slope, then mixed with the
+    # major colour. Flat rows of 3 * width floats make these loops vector instructions.
     length = 3 * width
-    across = np.zeros((2, length), np.float32)
-    spread = np.empty((3, length), np.float32)
+    plain = np.empty(length, np.float32)
+    slope = np.empty(length, np.float32)
+    bare = np.empty(length, np.float32)
+    bold = np.empty(length, np.float32)
     for j in range(length):
-        if box[0] <= j // 3 < box[2]:
-            across[0, j] = columns[0, j // 3]
-            across[1, j] = columns[1, j // 3]
-        for k in range(3):
-            spread[k, j] = colours[k, j % 3]
-    paper, minor, major = spread[0], spread[1], spread[2]
-    thin, thick = across[0], across[1]
-    ground = np.empty(length, np.float32)
+        x, c = j // 3, j % 3
+        inside = box[0] <= x < box[2]
+        thin = columns[0, x] if inside else np.float32(0.0)
+        thick = columns[1, x] if inside else np.float32(0.0)
+        bare[j] = colours[0, c]
+        bold[j] = colours[2, c] if inside else colours[0, c]
+        plain[j] = colours[0, c] + (colours[2, c] - colours[0, c]) * thick
+        step = (colours[1, c] - colours[0, c]) * (one - thick) if inside else np.float32(0.0)
+        slope[j] = step * (thin if dotted else one - thin)
+        if not dotted:
+            plain[j] += step * thin
     line = np.empty(length, np.float32)
-    last_thin, last_thick, last_ruled = np.float32(-1.0), np.float32(-1.0), False
     for y in range(height):
-        ruled = box[1] <= y < box[3]
-        a, b = rows[0, y], rows[1, y]
-        if not ruled:
-            ground[:] = paper
-        elif not (last_ruled and a == last_thin and b == last_thick):
+        minor, major = rows[0, y], rows[1, y]
+        if box[1] <= y < box[3]:
             for j in range(length):
-                m = thin[j] * a if dotted else one - (one - thin[j]) * (one - a)
-                value = paper[j] + (minor[j] - paper[j]) * m
-                ground[j] = value + (major[j] - value) * (one - (one - thick[j]) * (one - b))
-        last_thin, last_thick, last_ruled = a, b, ruled
-        line[:] = ground
+                ground = plain[j] + minor * slope[j]
+                line[j] = ground + (bold[j] - ground) * major
+        else:
+            line[:] = bare
         for x in range(width):
             if mask[y, x] > 0:
                 ink = np.floor(min(mask[y, x], one) * levels + half) / levels

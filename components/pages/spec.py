@@ -204,7 +204,7 @@ STYLES: dict[str, PageStyle] = {
                 ("Lakeside General Hospital", 1.0), ("St Alban Infirmary", 1.0), ("Northgate Clinic", 1.0),
                 ("University Heart Centre", 1.0), ("Cardiology Dept.", 1.0), ("", 1.0),
             ),
-            supersample=((1, 0.75), (2, 0.15), (3, 0.10)),
+            supersample=((1, 0.75), (2, 0.16), (3, 0.09)),
             rotation=(0.30, (-2.5, 2.5)),
             perspective=(0.20, (0.003, 0.022)),
             surrounds=((_WHITE, 0.5), ((200, 200, 200), 0.2), ((90, 70, 55), 0.15), ((30, 30, 32), 0.15)),
