@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,8 @@ LEADS: tuple[str, ...] = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3
 Sex = Literal["female", "male"]
 Split = Literal["train", "validation", "test"]
 Provenance = Literal["cardiologist", "machine", "simulator"]
+
+MISSING_UV = -32768  # WFDB format 16's mark for a sample that was not recorded
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 PROVENANCES: tuple[Provenance, ...] = ("cardiologist", "machine", "simulator")
@@ -32,10 +35,10 @@ MEASUREMENTS: tuple[str, ...] = (
 class Record:
     """One ECG.
 
-    `signal_uv` is int16 [leads, samples] in microvolts, rows in the order of `leads`. `labels` maps a statement
-    code of `statements.STATEMENTS` to its likelihood 0..100; being there is what counts: a likelihood of 0 means
-    "not stated" (Wagner et al. 2020), not "absent". `measurements` holds keys of `MEASUREMENTS`, each optional.
-    `fold` is 1..10; `quality` holds flags of `quality`, empty for a clean record.
+    `signal_uv` is int16 [leads, samples] in microvolts, rows in the order of `leads`. `labels` maps a
+    statement code of `statements.STATEMENTS` to its likelihood 0..100; being there is what counts: a
+    likelihood of 0 means "not stated" (Wagner et al. 2020), not "absent". `measurements` holds keys of
+    `MEASUREMENTS`, each optional. `fold` is 1..10; `quality` holds flags of `quality`, empty when clean.
     """
 
     record_id: str
@@ -62,3 +65,13 @@ class Dropped:
     record_id: str
     reason: str
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An opened source: `stream` yields each of `total` records, or what became of it, in a fixed order."""
+
+    name: str
+    total: int
+    stream: Iterator[Record | Dropped]
+    notes: tuple[str, ...] = ()

@@ -1,9 +1,9 @@
 """The 71 SCP-ECG statements of PTB-XL: the vocabulary of every label, real or simulated.
 
 Codes, classes and flags are those of `scp_statements.csv` of PTB-XL (Wagner et al., "PTB-XL, a large publicly
-available electrocardiography dataset", Scientific Data 7:154, 2020, doi 10.1038/s41597-020-0495-6; CC BY 4.0).
-The descriptions are rewritten as noun phrases that read well in a sentence: "The ECG shows {description}."
-44 statements are diagnostic, 19 describe form, 12 rhythm; 4 are both diagnostic and form.
+available electrocardiography dataset", Scientific Data 7:154, 2020, doi 10.1038/s41597-020-0495-6; CC BY
+4.0). The descriptions are rewritten as noun phrases that read well in a sentence: "The ECG shows
+{description}." 44 statements are diagnostic, 19 describe form, 12 rhythm; 4 are both diagnostic and form.
 """
 
 from __future__ import annotations
