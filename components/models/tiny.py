@@ -1,0 +1,137 @@
+"""The tiny bases, as transformers' own architectures with small sizes and fresh weights.
+
+`ecg-tiny`: FastVLM with a ResNet tower and a 4-layer Llama. `ecg-llama-tiny`: Mllama, the code path of Llama 3.2
+Vision; its ViT tower stays at chance when trained on a CPU, so it proves the path and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PAGE_WIDTH, PAGE_HEIGHT, TOKEN_PX = 352, 256, 32
+VOCABULARY = 1536
+PIXEL_MEAN, PIXEL_STD = 0.85, 0.25  # pages are mostly paper: this centres paper and ink
+
+
+def build_ecg_tiny(tokenizer: Any, seed: int) -> tuple[Any, Any]:
+    """`(model, processor)` of about 2.2 M parameters in float32, freshly initialised from `seed`."""
+    import torch
+    from transformers import (
+        FastVlmConfig,
+        FastVlmForConditionalGeneration,
+        LlamaConfig,
+        LlavaProcessor,
+        ResNetConfig,
+    )
+
+    torch.manual_seed(seed)
+    vision = ResNetConfig(
+        layer_type="basic",
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[32, 64, 128, 256],
+        embedding_size=16,
+        hidden_size=256,
+    )
+    text = _text_config(LlamaConfig, tokenizer)
+    image_token = tokenizer.convert_tokens_to_ids("<image>")
+    config = FastVlmConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=image_token,
+        image_seq_length=(PAGE_WIDTH // TOKEN_PX) * (PAGE_HEIGHT // TOKEN_PX),
+        tie_word_embeddings=True,
+    )
+    model = FastVlmForConditionalGeneration(config)
+    processor = LlavaProcessor(
+        image_processor=_image_processor(),
+        tokenizer=tokenizer,
+        patch_size=TOKEN_PX,
+        vision_feature_select_strategy="full",
+        chat_template=tokenizer.chat_template,
+        image_token="<image>",
+        num_additional_image_tokens=0,
+    )
+    return model, processor
+
+
+def build_ecg_llama_tiny(tokenizer: Any, seed: int) -> tuple[Any, Any]:
+    """`(model, processor)`: a Mllama of about 3 M parameters in float32, freshly initialised from `seed`."""
+    import torch
+    from transformers import MllamaConfig, MllamaForConditionalGeneration
+    from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
+
+    torch.manual_seed(seed)
+    tile = 224
+    vision = MllamaVisionConfig(
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_global_layers=1,
+        attention_heads=4,
+        intermediate_size=256,
+        vision_output_dim=256,
+        image_size=tile,
+        patch_size=16,
+        max_num_tiles=2,
+        intermediate_layers_indices=[1],
+        supported_aspect_ratios=[[1, 1], [1, 2], [2, 1]],
+    )
+    text = MllamaTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        cross_attention_layers=[1, 3],
+        max_position_embeddings=2048,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    config = MllamaConfig(
+        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>")
+    )
+    model = MllamaForConditionalGeneration(config)
+    # Fresh gates are 0 and LoRA does not touch them: at 0 the text would never see the page.
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("cross_attn_attn_gate", "cross_attn_mlp_gate")):
+                parameter.fill_(1.0)
+    from transformers import AutoImageProcessor  # noqa: F401  (registers the processors)
+    from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+    from transformers.models.mllama.processing_mllama import MllamaProcessor
+
+    tokenizer.image_token = "<image>"
+    tokenizer.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    images = MllamaImageProcessorPil(size={"height": tile, "width": tile}, max_image_tiles=2)
+    return model, MllamaProcessor(image_processor=images, tokenizer=tokenizer, chat_template=tokenizer.chat_template)
+
+
+def _text_config(kind: Any, tokenizer: Any) -> Any:
+    return kind(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def _image_processor() -> Any:
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    return CLIPImageProcessorPil(
+        do_resize=True,
+        size={"height": PAGE_HEIGHT, "width": PAGE_WIDTH},
+        do_center_crop=False,
+        do_convert_rgb=True,
+        image_mean=[PIXEL_MEAN] * 3,
+        image_std=[PIXEL_STD] * 3,
+    )
