@@ -1,0 +1,21 @@
+"""Simulated patients: a heart dipole, conditions with their statements, hospitals with their machines."""
+
+from components.records.simulator.cohort import Batch, Cohort, add_batch, read_cohort, simulate_cohort
+from components.records.simulator.conditions import CONDITIONS
+from components.records.simulator.hospitals import BASE_NEVER, HOSPITALS, Hospital
+from components.records.simulator.patients import fold_of, simulate, split_of
+
+__all__ = [
+    "BASE_NEVER",
+    "CONDITIONS",
+    "HOSPITALS",
+    "Batch",
+    "Cohort",
+    "Hospital",
+    "add_batch",
+    "fold_of",
+    "read_cohort",
+    "simulate",
+    "simulate_cohort",
+    "split_of",
+]
