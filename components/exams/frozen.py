@@ -1,0 +1,119 @@
+"""A frozen exam, read back: its items and its pages, each page checked against its hash.
+
+    data/exams/
+        manifest.json                         what was frozen, and the hash of every file and exam
+        super.parquet, statements.parquet     one row an item
+        pages/index.parquet                   where each page lies
+        pages/validation-00000.tar …          PNG and PageSpec of each record, side by side
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from components.pages.codec import decode
+from components.pages.spec import PageSpec
+from components.params import UserError
+from components.storage import sha256
+
+SPLITS = ("validation", "test")
+
+
+class Exams:
+    """All exams of one folder. Get one from `open_exam`."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], index: pd.DataFrame) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.index = index.set_index("record_id")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The exams that ask at least one label."""
+        return tuple(name for name, exam in self.manifest["exams"].items() if exam["labels"])
+
+    def items(self, exam: str, split: str | None = None) -> pd.DataFrame:
+        """Items of one exam, both splits or one: item_id, exam, split, record_id, patient_id, label, question,
+        truth. Every record of a split is asked every label.
+
+        Raises:
+            UserError: no exam of that name.
+        """
+        if exam not in self.manifest["exams"]:
+            raise UserError(
+                f"{self.folder}: no exam '{exam}'; found {', '.join(self.manifest['exams'])}; name one of these"
+            )
+        items = pd.read_parquet(self.folder / f"{exam}.parquet")
+        return items if split is None else items[items["split"] == split].reset_index(drop=True)
+
+    def page(self, record_id: str) -> NDArray[np.uint8]:
+        """The page of one record: RGB uint8 [height, width, 3].
+
+        Raises:
+            UserError: no page of that record, or its bytes are not the frozen ones.
+        """
+        return decode(self.page_png(record_id))
+
+    def page_png(self, record_id: str) -> bytes:
+        """The page as the PNG file that was frozen; errors as `page`."""
+        place = self._place(record_id)
+        data = self._read(place["shard"], int(place["offset"]), int(place["size"]))
+        if hashlib.sha256(data).hexdigest() != place["sha256"]:
+            raise UserError(
+                f"{self.folder / 'pages' / place['shard']}: the page of {record_id} is not the one that was frozen "
+                "(its sha256 differs from the index); draw the exam again: dvc repro --force exams"
+            )
+        return data
+
+    def page_spec(self, record_id: str) -> PageSpec:
+        """How the page was drawn: layout, style, resolution, artefacts."""
+        place = self._place(record_id)
+        sidecar = json.loads(self._read(place["shard"], int(place["spec_offset"]), int(place["spec_size"])))
+        return PageSpec.from_dict(sidecar["spec"])
+
+    def page_sha256(self, record_id: str) -> str:
+        return str(self._place(record_id)["sha256"])
+
+    def _place(self, record_id: str) -> Any:
+        if record_id not in self.index.index:
+            raise UserError(f"{self.folder}: no page of record '{record_id}' among {len(self.index)} pages")
+        return self.index.loc[record_id]
+
+    def _read(self, shard: str, offset: int, size: int) -> bytes:
+        try:
+            with (self.folder / "pages" / shard).open("rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder / 'pages' / shard}: cannot be read ({error.strerror}); "
+                "draw the exam again: dvc repro --force exams"
+            ) from error
+
+
+def open_exam(folder: Path) -> Exams:
+    """Open the exams in `folder`, checking the tables against the manifest (pages are checked as they are read).
+
+    Raises:
+        UserError: there is no exam, or a table is missing or not the frozen one; names the file.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{folder / 'manifest.json'}: no frozen exam found ({error}); run the stage first: dvc repro exams"
+        ) from error
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or (path.suffix == ".parquet" and sha256(path) != expected):
+            raise UserError(
+                f"{path}: {'differs from' if path.is_file() else 'is missing, but stands in'} manifest.json; "
+                "freeze the exam again: dvc repro --force exams"
+            )
+    return Exams(folder, manifest, pd.read_parquet(folder / "pages" / "index.parquet"))
