@@ -46,8 +46,8 @@ class PretrainParams:
     """The defaults made the base that ships."""
 
     seed: int = 0
-    tower_steps: int = 700
-    joint_steps: int = 900
+    tower_steps: int = 900
+    joint_steps: int = 1300
     batch_size: int = 24
     questions_per_page: int = 10
     learning_rate: float = 2e-3
@@ -55,7 +55,7 @@ class PretrainParams:
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0
     head_weight: float = 10.0
-    clean_fraction: float = 0.3
+    clean_fraction: float = 0.4
     precision: str = "auto"
     threads: int = 1
     eval_every: int = 100
