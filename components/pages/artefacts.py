@@ -6,95 +6,68 @@ whole-number arithmetic, so a page is the same every time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from components.pages.raster import Image, kernel
-
-
-@dataclass(frozen=True, slots=True)
-class Artefacts:
-    """Distortions of one page; the defaults do nothing.
-
-    Lengths scale with the page, so a spec looks alike at every size. `corners` moves the page's corners
-    (top left, top right, bottom right, bottom left; x then y) by fractions of width and height. Noise and
-    shading are in grey levels of 255. `jpeg_quality` 0 = not compressed.
-    """
-
-    rotation_deg: float = 0.0
-    corners: tuple[float, ...] = (0.0,) * 8
-    surround: tuple[int, int, int] = (255, 255, 255)
-    shade: float = 0.0
-    shade_direction_deg: float = 0.0
-    texture: float = 0.0
-    blur: float = 0.0
-    """Gaussian sigma in thousandths of the page width."""
-    gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    offset: float = 0.0
-    noise: float = 0.0
-    noise_colour: float = 0.0
-    """Share of the noise that differs between red, green and blue."""
-    grayscale: bool = False
-    photocopy: float = 0.0
-    """Steepness of a copier's tone curve; 0 = none, 6 = nearly black and white."""
-    jpeg_quality: int = 0
-    seed: int = 0
-
-    @property
-    def moves(self) -> bool:
-        return self.rotation_deg != 0.0 or any(self.corners)
+from components.pages.spec import Artefacts
 
 
 def apply(page: Image, artefacts: Artefacts) -> Image:
-    """The page [height, width, 3] as it arrives: shading, one warp, blur, tone and noise, grey, copier, JPEG."""
+    """The page [height, width, 3] as it arrives: shade, one warp, blur, tone and noise, grey, copier, JPEG.
+
+    May write into `page`.
+    """
     import cv2
 
     cv2.setNumThreads(1)
     a = artefacts
     height, width = page.shape[:2]
+    picture: Any = page
     if a.shade or a.texture:
-        direction = np.deg2rad(a.shade_direction_deg)
-        shade_page(
-            page, _textures()[a.seed % _TEXTURES], a.texture, a.shade * np.cos(direction), a.shade * np.sin(direction)
-        )
+        angle = np.deg2rad(a.shade_direction_deg)
+        texture = _textures()[a.seed % _TEXTURES]
+        shade_page(picture, texture, a.texture, a.shade * np.cos(angle), a.shade * np.sin(angle))
     if a.moves:
         # four channels warp twice as fast as three
-        page = cv2.warpPerspective(
-            cv2.cvtColor(page, cv2.COLOR_RGB2RGBA),
+        picture = cv2.warpPerspective(
+            cv2.cvtColor(picture, cv2.COLOR_RGB2RGBA),
             _homography(a, width, height),
             (width, height),
             flags=cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_CONSTANT,
             borderValue=(*a.surround, 255),
         )
-        page = cv2.cvtColor(page, cv2.COLOR_RGBA2RGB)
+        picture = cv2.cvtColor(picture, cv2.COLOR_RGBA2RGB)
     sigma = a.blur * width / 1000
     if sigma > 0.15:
         size = 2 * int(np.ceil(2.5 * sigma)) + 1
-        page = cv2.GaussianBlur(page, (size, size), sigma)
+        picture = cv2.GaussianBlur(picture, (size, size), sigma)
     if a.noise or a.offset or a.gain != (1.0, 1.0, 1.0):
-        develop(
-            page, np.asarray(a.gain, np.float32), a.offset, _noise(), a.seed % _NOISE, a.noise / _SIGMA, a.noise_colour
-        )
+        gain = np.asarray(a.gain, np.float32)
+        develop(picture, gain, a.offset, _noise(), a.seed, a.noise / _SIGMA, a.noise_colour)
     if a.grayscale or a.photocopy:
-        grey = cv2.cvtColor(page, cv2.COLOR_RGB2GRAY)
+        picture = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
         if a.photocopy:
-            grey = cv2.LUT(grey, _tone_curve(a.photocopy))
-        page = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+            picture = cv2.LUT(picture, _tone_curve(a.photocopy))
+        picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB)
     if a.jpeg_quality:
-        page = _jpeg(page, a.jpeg_quality)
-    return page
+        bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+        _, data = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, a.jpeg_quality))
+        picture = cv2.cvtColor(np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR)), cv2.COLOR_BGR2RGB)
+    return np.asarray(picture)
 
 
 @kernel
 def shade_page(page: Image, texture: NDArray[np.float32], amount: float, across: float, down: float) -> None:
-    """Darken or lighten paper in place: a slope of light plus a smooth `texture` [n + 1, n + 1], both in levels."""
+    """Shade paper in place by a slope of light and a smooth `texture` [n + 1, n + 1], both in grey levels."""
     height, width = page.shape[0], page.shape[1]
     cells = texture.shape[0] - 1
     length = 3 * width
+    half, black, white = np.float32(0.5), np.float32(0.0), np.float32(255.0)
     wide = np.empty((cells + 1, length), np.float32)
     for j in range(length):
         x = j // 3
@@ -102,8 +75,7 @@ def shade_page(page: Image, texture: NDArray[np.float32], amount: float, across:
         g = np.float32(x * cells / width - c)
         for r in range(cells + 1):
             level = np.float32(amount) * (texture[r, c] + (texture[r, c + 1] - texture[r, c]) * g)
-            wide[r, j] = np.float32(1.0) + (level + np.float32(across * (x / width - 0.5))) / np.float32(255.0)
-    half, white = np.float32(0.5), np.float32(255.0)
+            wide[r, j] = np.float32(1.0) + (level + np.float32(across * (x / width - 0.5))) / white
     for y in range(height):
         r = y * cells // height
         f = np.float32(y * cells / height - r)
@@ -112,7 +84,7 @@ def shade_page(page: Image, texture: NDArray[np.float32], amount: float, across:
         row = page[y].reshape(length)
         for j in range(length):
             value = row[j] * (upper[j] + (lower[j] - upper[j]) * f + slope) + half
-            row[j] = np.int32(min(max(value, np.float32(0.0)), white))
+            row[j] = np.int32(min(max(value, black), white))
 
 
 @kernel
@@ -160,7 +132,7 @@ _SIGMA = 40
 
 @lru_cache(maxsize=1)
 def _noise() -> NDArray[np.int8]:
-    """Near-normal noise, _SIGMA to a standard deviation, as sums of six bytes: whole numbers on every machine."""
+    """Near-normal noise, _SIGMA to a standard deviation: sums of six bytes, the same on every machine."""
     rng = np.random.Generator(np.random.PCG64(20260101))
     total = rng.integers(0, 256, size=(6, _NOISE), dtype=np.uint8).astype(np.int32).sum(0) - 765
     bank: NDArray[np.int8] = np.clip(total * _SIGMA // 181, -127, 127).astype(np.int8)
@@ -192,8 +164,7 @@ def _homography(a: Artefacts, width: int, height: int) -> NDArray[np.float64]:
     centre = np.array([width / 2, height / 2])
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     target = (source - centre) @ turn + centre + np.asarray(a.corners).reshape(4, 2) * (width, height)
-    matrix: NDArray[np.float64] = cv2.getPerspectiveTransform(source, target.astype(np.float32))
-    return matrix
+    return np.asarray(cv2.getPerspectiveTransform(source, target.astype(np.float32)), np.float64)
 
 
 @lru_cache(maxsize=64)
@@ -201,12 +172,4 @@ def _tone_curve(steepness: float) -> Image:
     level = np.arange(256) / 255
     curve = 1 / (1 + np.exp(-4 * steepness * (level - 0.62)))
     curve = (curve - curve[0]) / (curve[-1] - curve[0])
-    return (curve * 255 + 0.5).astype(np.uint8)
-
-
-def _jpeg(page: Image, quality: int) -> Image:
-    import cv2
-
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(page, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, quality))
-    decoded: Image = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    return decoded
+    return np.asarray(curve * 255 + 0.5, np.uint8)

@@ -19,15 +19,17 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 
 
 def encode_png(page: Image | PalettePage) -> bytes:
-    """PNG (ISO/IEC 15948) of an RGB page uint8 [height, width, 3], with a palette if it has at most 256 colours.
+    """PNG (ISO/IEC 15948) of an RGB page uint8 [height, width, 3], with a palette if 256 colours are enough.
 
-    Up filter and ISA-L's fastest deflate level: about ten times faster than libpng, some larger. Raises UserError
+    Up filter and ISA-L's fast deflate: several times faster than libpng, some larger. The file's bytes are
+    those of one ISA-L on one kind of processor; only the pixels are the same everywhere. Raises UserError
     for another shape or type.
     """
     if isinstance(page, PalettePage):
         return _png(page.index, page.colours)
     if page.ndim != 3 or page.shape[2] != 3 or page.dtype != np.uint8:
-        raise UserError(f"page to encode is {page.dtype} {list(page.shape)}; expected uint8 [height, width, 3]")
+        found = f"{page.dtype} {list(page.shape)}"
+        raise UserError(f"page to encode is {found}; expected uint8 [height, width, 3]")
     page = np.ascontiguousarray(page)
     index = np.empty(page.shape[:2], np.uint8)
     colours = np.zeros((256, 3), np.uint8)
@@ -42,35 +44,31 @@ def decode(source: bytes | Path | str) -> Image:
     MAX_MEGAPIXELS (checked before anything is decoded) or is too small for a page.
     """
     from PIL import Image as Pillow
-    from PIL import ImageOps
+    from PIL import ImageOps, UnidentifiedImageError
 
     name = "image" if isinstance(source, bytes) else str(source)
     data = source if isinstance(source, bytes) else _read(Path(source))
     try:
-        picture = Pillow.open(io.BytesIO(data), formats=_FORMATS)
-        _check_size(name, *picture.size)
-        picture.load()
-        picture = ImageOps.exif_transpose(picture)
+        with Pillow.open(io.BytesIO(data), formats=_FORMATS) as file:
+            _check_size(name, *file.size)
+            picture = ImageOps.exif_transpose(file)
+            picture.load()
     except UserError:
         raise
     except Pillow.DecompressionBombError as error:
         raise UserError(f"{name}: {error}; expected at most {MAX_MEGAPIXELS} megapixels") from error
-    except Pillow.UnidentifiedImageError as error:
-        raise UserError(
-            f"{name}: no image that can be read (begins with {data[:8]!r}); expected a page as {', '.join(_FORMATS)}"
-        ) from error
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error …
-        raise UserError(f"{name}: truncated or damaged image ({error}); save or scan the page again") from error
-    if picture.mode.startswith("I;16") or picture.mode == "I":
-        grey = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if picture.mode != "RGB":
-        if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            paper = Pillow.new("RGBA", picture.size, (255, 255, 255, 255))
-            picture = Pillow.alpha_composite(paper, picture)
-        picture = picture.convert("RGB")
-    return np.array(picture)
+    except UnidentifiedImageError as error:
+        found = f"begins with {data[:8]!r}" if data else "is empty"
+        raise UserError(f"{name}: not an image ({found}); expected {', '.join(_FORMATS)}") from error
+    except Exception as error:  # the decoders raise OSError, SyntaxError, ValueError, struct.error and more
+        raise UserError(f"{name}: truncated or damaged image ({error}); save the page again") from error
+    if picture.mode.startswith("I"):
+        # 16 bits a pixel: convert("RGB") would clip them to white
+        picture = Pillow.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        paper = Pillow.new("RGBA", picture.size, (255, 255, 255, 255))
+        picture = Pillow.alpha_composite(paper, picture.convert("RGBA"))
+    return np.array(picture.convert("RGB"))
 
 
 def _read(path: Path) -> bytes:
@@ -99,12 +97,14 @@ def _check_size(name: str, width: int, height: int) -> None:
 def find_palette(page: Image, index: Image, colours: Image) -> int:
     """Write palette indices and colours of an RGB page; return how many colours, or 0 if more than 256."""
     slots = np.full(1024, -1, np.int64)
-    owner = np.zeros(1024, np.uint8)
+    codes = np.zeros(1024, np.uint8)
     count = 0
-    last, last_index = -1, 0
+    last = np.int64(-1)
+    code = np.uint8(0)
     for y in range(page.shape[0]):
         for x in range(page.shape[1]):
-            colour = (np.int64(page[y, x, 0]) << 16) | (np.int64(page[y, x, 1]) << 8) | np.int64(page[y, x, 2])
+            red, green, blue = np.int64(page[y, x, 0]), np.int64(page[y, x, 1]), np.int64(page[y, x, 2])
+            colour = (red << 16) | (green << 8) | blue
             if colour != last:
                 at = (colour * 2654435761 >> 12) & 1023
                 while slots[at] != -1 and slots[at] != colour:
@@ -113,11 +113,11 @@ def find_palette(page: Image, index: Image, colours: Image) -> int:
                     if count == 256:
                         return 0
                     slots[at] = colour
-                    owner[at] = count
+                    codes[at] = count
                     colours[count] = page[y, x]
                     count += 1
-                last, last_index = colour, owner[at]
-            index[y, x] = last_index
+                last, code = colour, codes[at]
+            index[y, x] = code
     return count
 
 

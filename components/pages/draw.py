@@ -14,16 +14,18 @@ from components.pages.spec import Header, PageSpec
 from components.params import UserError
 
 SNAP_PX_PER_MM = 3.0
-"""From here up grid lines lie on whole pixels, as print and screen drivers place them, and a clean page has at
-most 96 colours; below, they are averaged over the pixels they touch."""
+"""From here up grid lines lie on whole pixels, as print and screen drivers place them, and a clean page has
+at most 96 colours; below, they are averaged over the pixels they touch."""
 
 PULSE_MM = 5.0
 _EDGE_MM = 2.0
+_NAME_EM = 2.6
+"""Room for the widest lead name, where names stand before their traces."""
 
 
 @dataclass(frozen=True, slots=True)
 class PalettePage:
-    """A clean page as palette indices [height, width] and colours [96, 3]; encodes ten times faster than RGB."""
+    """A clean page as palette indices [height, width] and colours [96, 3]; far faster to encode than RGB."""
 
     index: Image
     colours: Image
@@ -37,54 +39,51 @@ def draw(
 ) -> Image:
     """The page as RGB uint8 [height, width, 3].
 
-    `signal_uv` is int16 [12, samples] in microvolts, leads in the order of `layout.LEADS`. A signal shorter than
-    the page leaves the rest of its rows blank, a longer one is cut. `header` replaces the spec's made-up one.
+    `signal_uv` is int16 [12, samples] in microvolts, leads in the order of `layout.LEADS`. A signal shorter
+    than the page leaves the rest of its rows blank, a longer one is cut. `header` replaces the spec's own.
     The same arguments give the same bytes. Raises UserError for another shape, type or rate.
     """
-    _check_signal(signal_uv, sampling_rate_hz)
-    if spec.supersample > 1:
+    signal = _checked(signal_uv, sampling_rate_hz)
+    times = spec.supersample
+    large = replace(spec, width_px=times * spec.width_px, height_px=times * spec.height_px)
+    page = _draw_clean(signal, sampling_rate_hz, large, header)
+    if times > 1:
         import cv2
 
         cv2.setNumThreads(1)
-        n = spec.supersample
-        large = replace(spec, width_px=n * spec.width_px, height_px=n * spec.height_px)
-        page = cv2.resize(
-            _draw_clean(signal_uv, sampling_rate_hz, large, header),
-            (spec.width_px, spec.height_px),
-            interpolation=cv2.INTER_AREA,
-        )
-    else:
-        page = _draw_clean(signal_uv, sampling_rate_hz, spec, header)
+        size = (spec.width_px, spec.height_px)
+        page = np.asarray(cv2.resize(page, size, interpolation=cv2.INTER_AREA), np.uint8)
     return artefacts.apply(page, spec.artefacts)
 
 
 def draw_palette(
     signal_uv: NDArray[np.int16], sampling_rate_hz: float, spec: PageSpec, header: Header | None = None
 ) -> PalettePage:
-    """The page of `draw` before artefacts, as a palette image: the fast way to write clean pages of >= 3 px/mm.
+    """The page of `draw` before artefacts, as a palette image: a fast way to write large clean pages.
 
-    Raises UserError as `draw`, and for a page below 3 px/mm, which has too many colours.
+    Raises UserError as `draw`, and for a page below SNAP_PX_PER_MM, which has too many colours.
     """
-    _check_signal(signal_uv, sampling_rate_hz)
+    signal = _checked(signal_uv, sampling_rate_hz)
     paper = _Paper.of(spec)
     if not paper.snapped:
         raise UserError(
-            f"a page of {spec.width_px} px for {spec.paper_width_mm:g} mm has too many colours for a palette: "
-            f"expected at least {SNAP_PX_PER_MM:g} px/mm; use draw()"
+            f"a page of {spec.width_px} px for {spec.paper_width_mm:g} mm has too many colours for a "
+            f"palette; expected at least {SNAP_PX_PER_MM:g} px/mm: use draw()"
         )
-    return _palette_page(_ink(signal_uv, sampling_rate_hz, spec, paper, header or spec.header), spec, paper)
+    return _palette_page(_ink(signal, sampling_rate_hz, spec, paper, header or spec.header), spec, paper)
 
 
-def _check_signal(signal: NDArray[np.int16], rate: float) -> None:
+def _checked(signal: NDArray[np.int16], rate: float) -> NDArray[np.int16]:
     if signal.ndim != 2 or signal.shape[0] != len(LEADS) or signal.dtype != np.int16:
         raise UserError(
-            f"signal to draw is {signal.dtype} {list(signal.shape)}; expected int16 [12, samples] in microvolts, "
-            f"leads {', '.join(LEADS)}"
+            f"signal to draw is {signal.dtype} {list(signal.shape)}; expected int16 [12, samples] in "
+            f"microvolts, leads {', '.join(LEADS)}"
         )
     if signal.shape[1] < 2 or rate <= 0:
-        raise UserError(
-            f"signal to draw has {signal.shape[1]} samples at {rate} Hz; expected at least 2 at a rate above 0"
-        )
+        found = f"{signal.shape[1]} samples at {rate} Hz"
+        raise UserError(f"signal to draw has {found}; expected at least 2 at a rate above 0")
+    # kernels are compiled once, for contiguous writable arrays
+    return np.require(signal, requirements="CW")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,7 @@ class _Paper:
         left = pulse if spec.calibration == "left" else _EDGE_MM + 2.0
         right = pulse if spec.calibration == "right" else _EDGE_MM + 2.0
         if spec.lead_names == "before":
-            left += 2.2 * spec.font_mm
+            left += _NAME_EM * spec.font_mm
         trace = min(width - left - right, PAGE_SECONDS * spec.speed_mm_s)
         if spec.calibration != "left":
             # whole paper to the right of the traces looks cut off: centre them
@@ -159,7 +158,7 @@ def _ink(signal: NDArray[np.int16], rate: float, spec: PageSpec, paper: _Paper, 
     px_per_uv = spec.gain_mm_mv / 1000 * scale
     entries = np.array(
         [
-            (s.lead, -1 if s.inverted else 1, s.start_s * rate, s.seconds * rate, s.x_mm * scale, s.baseline_mm * scale)
+            (s.lead, s.sign, s.start_s * rate, s.seconds * rate, s.x_mm * scale, s.baseline_mm * scale)
             for s in table
         ]
     )
@@ -185,7 +184,7 @@ def _calibration(
     scale = paper.px_per_mm
     x = paper.left_mm - 9.0 if spec.calibration == "left" else paper.left_mm + paper.trace_mm + 1.0
     if spec.lead_names == "before" and spec.calibration == "left":
-        x -= 2.2 * spec.font_mm
+        x -= _NAME_EM * spec.font_mm
     # stroke() centres a signal on its mean: 5/8 of a millivolt
     lift = 0.625 * spec.gain_mm_mv
     entries = np.array(
@@ -221,7 +220,7 @@ def _names(mask: Mask, spec: PageSpec, paper: _Paper, table: list[Segment]) -> N
     lines = []
     for s in table:
         if spec.lead_names == "before" and s.column == 0:
-            x, y = s.x_mm - 2.3 * size, s.baseline_mm + 0.35 * size
+            x, y = s.x_mm - 0.5 - raster.text_width(spec.font, s.name, size), s.baseline_mm + 0.35 * size
         elif spec.lead_names == "below":
             x, y = s.x_mm + 1.0, s.baseline_mm + min(0.36 * row_height, 7.0) + size * 0.7
         else:
@@ -241,7 +240,7 @@ def _text(mask: Mask, spec: PageSpec, paper: _Paper, header: Header) -> None:
         columns = [("   ".join(line for column in columns for line in column if line),)]
     elif spec.header_place == "left":
         # three lines: who, where, when
-        columns = [tuple("  ".join(column) for column in columns)]
+        columns = [tuple("  ".join(column) for column in columns if any(column))]
     starts = (_EDGE_MM + 1.0, 0.38 * paper.width_mm, 0.68 * paper.width_mm)
     lines = [
         (text, starts[n], _EDGE_MM + 1.25 * spec.font_mm * (row + 0.8))
@@ -254,11 +253,13 @@ def _text(mask: Mask, spec: PageSpec, paper: _Paper, header: Header) -> None:
             x = paper.width_mm - _EDGE_MM - 1.0 - raster.text_width(spec.font, settings, size)
         lines.append((settings, x, paper.height_mm - 0.5 * spec.font_mm))
     scale = paper.px_per_mm
-    raster.write(mask, spec.font, [(text, x * scale, y * scale, size * scale) for text, x, y in lines if text])
+    raster.write(
+        mask, spec.font, [(text, x * scale, y * scale, size * scale) for text, x, y in lines if text]
+    )
 
 
 def _grid(spec: PageSpec, paper: _Paper) -> tuple[Mask, Mask, bool, NDArray[np.int64]]:
-    """Line profiles of columns [2, width] and rows [2, height], whether dotted, and the box they are bound to."""
+    """Line profiles of columns [2, width] and rows [2, height], whether dotted, and the box they stay in."""
     columns = np.zeros((2, spec.width_px), np.float32)
     rows = np.zeros((2, spec.height_px), np.float32)
     box = np.array((0, 0, spec.width_px, spec.height_px))

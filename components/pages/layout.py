@@ -1,4 +1,4 @@
-"""Where each lead goes on the paper: the layouts as data, and one function that turns them into millimetres."""
+"""Where each lead goes on the paper: layouts as data, and the function that turns them into millimetres."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PAGE_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Lead names row by row, left to right, then the rhythm strips below. A leading minus draws a lead inverted."""
+    """Lead names row by row, left to right, then the rhythm strips below. "-aVR" draws a lead inverted."""
 
     rows: tuple[tuple[str, ...], ...]
     rhythm: tuple[str, ...] = ()
@@ -48,7 +48,8 @@ class Segment:
     name: str
     lead: int
     """Index into LEADS."""
-    inverted: bool
+    sign: int
+    """-1 where the lead is drawn inverted."""
     start_s: float
     seconds: float
     x_mm: float
@@ -69,8 +70,8 @@ def segments(
     """The table a page is drawn from.
 
     Columns share `trace_width_mm`. In the usual, sequential, form time runs on from column to column as the
-    recorder switches leads; with `simultaneous` every column starts at time zero. Baselines sit a little below
-    the middle of their rows, since upright deflections are the larger ones.
+    recorder switches leads; with `simultaneous` every column starts at time zero. Baselines sit a little
+    below the middle of their rows, since upright deflections are the larger ones.
     """
     row_height = (bottom_mm - top_mm) / layout.row_count
     column_width = trace_width_mm / layout.columns
@@ -83,7 +84,7 @@ def segments(
                 Segment(
                     name=name,
                     lead=LEADS.index(name.lstrip("-")),
-                    inverted=name.startswith("-"),
+                    sign=-1 if name.startswith("-") else 1,
                     start_s=0.0 if simultaneous else column * column_seconds,
                     seconds=trace_width_mm / speed_mm_s if strip else column_seconds,
                     x_mm=left_mm + column * column_width,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -29,7 +29,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def kernel(function: F) -> F:
     """numba.njit without fast math: the same float operations, hence the same bytes, on every machine."""
-    return cast(F, numba.njit(cache=True, nogil=True)(function))
+    return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
 
 
 @kernel
@@ -43,19 +43,19 @@ def stroke(
 ) -> None:
     """Draw stretches of `signal` [leads, samples] into `mask` [height, width].
 
-    A row of `table` is (lead, sign, first sample, samples, x px, baseline px). An ECG is single-valued in x and
-    a round pen moves along a connected curve, so its ink in any column is one interval. The curve is cut into
-    steps of a fraction of a pixel, each with the hull of the samples in it; the pen widens the hull by
+    A row of `table` is (lead, sign, first sample, samples, x px, baseline px). An ECG is single-valued in x
+    and a round pen moves along a connected curve, so its ink in any column is one interval. The curve is cut
+    into steps of a fraction of a pixel, each with the hull of the samples in it; the pen widens the hull by
     sqrt(r^2 - d^2) of every step within its radius; the interval is then added as exact vertical coverage.
     Each lead is drawn about its mean, as an AC-coupled recorder does. Stretches beyond the signal stay blank.
     """
     height, width = mask.shape
     total = signal.shape[1]
-    # of 3 to 7 steps a pixel, the number of which an odd count comes closest to the pen's width: a steep stroke
-    # is that count wide
+    # of 3 to 7 steps a pixel, the number of which an odd count comes closest to the pen's width: a steep
+    # stroke is that count wide
     steps, reach, miss = 3, 0, np.inf
     for candidate in range(3, 8):
-        each_way = max(0, int(round((pen_px * candidate - 1) / 2)))
+        each_way = max(0, round((pen_px * candidate - 1) / 2))
         error = abs((2 * each_way + 1) / candidate - pen_px)
         if error < miss - 0.01 * pen_px:
             steps, reach, miss = candidate, each_way, error
@@ -164,15 +164,19 @@ class Glyphs:
     """[glyph] in em."""
 
 
-_DEJAVU = {"sans": "DejaVuSans", "sans-bold": "DejaVuSans-Bold", "mono": "DejaVuSansMono", "serif": "DejaVuSerif"}
-_OTHERS = {"times": "STIXGeneral"}
-FONTS = ("plain", *_DEJAVU, *_OTHERS)
-"""plain: Aileron, inside Pillow. The others come with matplotlib. No font of the system is used."""
+_FILES = {
+    "sans": "DejaVuSans",
+    "sans-bold": "DejaVuSans-Bold",
+    "mono": "DejaVuSansMono",
+    "serif": "DejaVuSerif",
+    "times": "STIXGeneral",
+}
+"""Fonts of `spec.FONTS` that come with matplotlib; "plain" is Aileron, inside Pillow."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def glyphs(font: str) -> Glyphs:
-    """Rasterise a font of FONTS by FreeType; layout by advance widths only, so that it needs no shaping library."""
+    """Rasterise a font of `spec.FONTS` by FreeType. Advance widths are all the layout: no shaping library."""
     from PIL import Image as PillowImage
     from PIL import ImageDraw, ImageFont
 
@@ -182,8 +186,7 @@ def glyphs(font: str) -> Glyphs:
         package = importlib.util.find_spec("matplotlib")
         if package is None or package.origin is None:
             raise RuntimeError(f"font {font!r} comes with matplotlib, which is not installed")
-        name = {**_DEJAVU, **_OTHERS}[font]
-        path = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / f"{name}.ttf"
+        path = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / f"{_FILES[font]}.ttf"
         face = ImageFont.truetype(str(path), EM_PX, layout_engine=ImageFont.Layout.BASIC)
     rows, columns = EM_PX * 3 // 2, EM_PX * 3 // 2
     count = _LAST - _FIRST + 1
@@ -312,8 +315,8 @@ def blend(
 ) -> None:
     """Write `page` [height, width, 3]: paper, minor lines, major lines, ink, from the coverage of each.
 
-    `columns` and `rows` are [2, length]: minor and major profiles; `box` (left, top, right, bottom) bounds the
-    grid; `colours` [4, 3] are paper, minor, major, ink.
+    `columns` and `rows` are [2, length]: minor and major profiles; `box` (left, top, right, bottom) bounds
+    the grid; `colours` [4, 3] are paper, minor, major, ink.
     """
     height, width = mask.shape
     one, half, levels = np.float32(1.0), np.float32(0.5), np.float32(INK_LEVELS - 1)

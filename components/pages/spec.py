@@ -10,13 +10,12 @@ import difflib
 import types
 import typing
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 
-from components.pages.artefacts import Artefacts
 from components.pages.layout import LAYOUTS
 from components.params import UserError
 
@@ -27,6 +26,9 @@ Weighted = tuple[tuple[T, float], ...]
 
 MIN_WIDTH_PX, MIN_HEIGHT_PX = 128, 96
 MAX_SIDE_PX = 8192
+
+FONTS = ("plain", "sans", "sans-bold", "mono", "serif", "times")
+"""Faces that come with Pillow and matplotlib. No font of the system is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +46,44 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Lines printed above the traces. Made up unless the caller supplies them: never a real patient by default."""
+    """Lines printed above the traces: made up unless the caller supplies them."""
 
     hospital: str = ""
     patient: tuple[str, ...] = ()
     recording: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Artefacts:
+    """Distortions of one page; the defaults do nothing.
+
+    Lengths scale with the page, so a spec looks alike at every size. `corners` moves the page's corners
+    (top left, top right, bottom right, bottom left; x then y) by fractions of width and height. Noise and
+    shading are in grey levels of 255. `jpeg_quality` 0 = not compressed.
+    """
+
+    rotation_deg: float = 0.0
+    corners: tuple[float, ...] = (0.0,) * 8
+    surround: tuple[int, int, int] = (255, 255, 255)
+    shade: float = 0.0
+    shade_direction_deg: float = 0.0
+    texture: float = 0.0
+    blur: float = 0.0
+    """Gaussian sigma in thousandths of the page width."""
+    gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    offset: float = 0.0
+    noise: float = 0.0
+    noise_colour: float = 0.0
+    """Share of the noise that differs between red, green and blue."""
+    grayscale: bool = False
+    photocopy: float = 0.0
+    """Steepness of a copier's tone curve; 0 = none, 6 = nearly black and white."""
+    jpeg_quality: int = 0
+    seed: int = 0
+
+    @property
+    def moves(self) -> bool:
+        return self.rotation_deg != 0.0 or any(self.corners)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +141,7 @@ class PageSpec:
 
 @dataclass(frozen=True, slots=True)
 class PageStyle:
-    """Weights and ranges from which `spec` draws a page. A kind of machine, paper and scanner is data, no code."""
+    """Weights and ranges from which `spec` draws a page: a kind of machine, paper and scanner is data."""
 
     name: str
     layouts: Weighted[str] = (("3x4+1", 1.0),)
@@ -204,7 +239,7 @@ STYLES: dict[str, PageStyle] = {
                 ("Lakeside General Hospital", 1.0), ("St Alban Infirmary", 1.0), ("Northgate Clinic", 1.0),
                 ("University Heart Centre", 1.0), ("Cardiology Dept.", 1.0), ("", 1.0),
             ),
-            supersample=((1, 0.75), (2, 0.16), (3, 0.09)),
+            supersample=((1, 0.75), (2, 0.20), (3, 0.05)),
             rotation=(0.30, (-2.5, 2.5)),
             perspective=(0.20, (0.003, 0.022)),
             surrounds=((_WHITE, 0.5), ((200, 200, 200), 0.2), ((90, 70, 55), 0.15), ((30, 30, 32), 0.15)),
@@ -276,8 +311,8 @@ STYLES: dict[str, PageStyle] = {
 }  # fmt: skip
 
 
-def spec(seed: int, style: PageStyle | str = "varied", width_px: int = 1100, height_px: int = 850) -> PageSpec:
-    """A random page of a style: the same for the same arguments on every platform. `seed` is any integer >= 0.
+def spec(seed: int, style: PageStyle | str, width_px: int, height_px: int) -> PageSpec:
+    """A random page of a style: the same for the same arguments on every platform. `seed` is >= 0.
 
     Raises UserError for an unknown style or an impossible size. The choices do not depend on the size.
     """
@@ -343,7 +378,12 @@ def canonical_spec(
     Raises UserError for an unknown layout or an impossible size.
     """
     page = PageSpec(
-        width_px, height_px, layout=layout, speed_mm_s=speed_mm_s, gain_mm_mv=gain_mm_mv, header=Header("12-lead ECG")
+        width_px,
+        height_px,
+        layout=layout,
+        speed_mm_s=speed_mm_s,
+        gain_mm_mv=gain_mm_mv,
+        header=Header("12-lead ECG"),
     )
     check(page)
     return page
@@ -360,6 +400,7 @@ def find_style(style: PageStyle | str) -> PageStyle:
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "layout": tuple(LAYOUTS),
+    "font": FONTS,
     "lead_names": ("above", "below", "before", "none"),
     "calibration": ("left", "right", "none"),
     "separators": ("none", "ticks", "bars"),
@@ -373,7 +414,8 @@ def check(page: PageSpec) -> None:
     for key, choices in _CHOICES.items():
         found = getattr(page, key)
         if found not in choices:
-            raise UserError(f"page spec: {key} is {found!r}{_nearest(found, choices)}; expected: {', '.join(choices)}")
+            known = ", ".join(choices)
+            raise UserError(f"page spec: {key} is {found!r}{_nearest(found, choices)}; expected: {known}")
     bounds = {
         "width_px": (MIN_WIDTH_PX, MAX_SIDE_PX),
         "height_px": (MIN_HEIGHT_PX, MAX_SIDE_PX),
@@ -388,6 +430,11 @@ def check(page: PageSpec) -> None:
         found = getattr(page, key)
         if not low <= found <= high:
             raise UserError(f"page spec: {key} is {found}; expected a number from {low:g} to {high:g}")
+    if not 0.5 <= page.height_px / page.width_px <= 2:
+        raise UserError(
+            f"page spec: {page.width_px} x {page.height_px} px is no page; expected neither side more than twice "
+            "the other"
+        )
 
 
 _DICE = 128
@@ -395,26 +442,26 @@ _DICE = 128
 
 
 class _Dice:
-    """A seed's stream of choices. Every question takes its numbers whether or not they matter to the answer, so
-    that changing one weight of a style leaves the other choices of a seed alone."""
+    """A seed's stream of choices. Every question takes its numbers whether or not they matter to the answer,
+    so that changing one weight of a style leaves the other choices of a seed alone."""
 
     def __init__(self, seed: int, name: str) -> None:
         if seed < 0:
             raise UserError(f"page seed is {seed}; expected an integer >= 0")
         stream = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
-        self._next = iter(stream.random(_DICE).tolist()).__next__
+        self.roll: Callable[[], float] = iter(stream.random(_DICE).tolist()).__next__
 
     def chance(self, probability: float) -> bool:
-        return bool(self._next() < probability)
+        return self.roll() < probability
 
     def between(self, bounds: Range) -> float:
-        return round(bounds[0] + (bounds[1] - bounds[0]) * self._next(), 4)
+        return round(bounds[0] + (bounds[1] - bounds[0]) * self.roll(), 4)
 
     def below(self, bound: int) -> int:
-        return int(self._next() * bound)
+        return int(self.roll() * bound)
 
     def pick(self, options: Weighted[T]) -> T:
-        left = self._next() * sum(weight for _, weight in options)
+        left = self.roll() * sum(weight for _, weight in options)
         for option, weight in options:
             left -= weight
             if left < 0:
@@ -426,7 +473,7 @@ class _Dice:
         return value if happens else otherwise
 
     def jitter(self, colour: RGB, amount: float) -> RGB:
-        shifted = [round(level + (2 * self._next() - 1) * amount) for level in colour]
+        shifted = [round(level + (2 * self.roll() - 1) * amount) for level in colour]
         red, green, blue = (min(max(level, 0), 255) for level in shifted)
         return red, green, blue
 
@@ -437,12 +484,13 @@ def _made_up_header(dice: _Dice, hospital: str) -> Header:
     date = f"{1 + dice.below(28):02d}.{1 + dice.below(12):02d}.{1996 + dice.below(30)}"
     time = f"{dice.below(24):02d}:{dice.below(60):02d}"
     # age and sex are invented too: what the patient is like must not be guessed from a header
-    return Header(hospital, (f"ID {number}", f"{age} yr  {sex}"), (f"{date}  {time}", f"Dev {dice.below(1000):03d}"))
+    device = f"Dev {dice.below(1000):03d}"
+    return Header(hospital, (f"ID {number}", f"{age} yr  {sex}"), (f"{date}  {time}", device))
 
 
 def _artefacts(dice: _Dice, style: PageStyle) -> Artefacts:
     reach = dice.sometimes(style.perspective, 0.0)
-    corners = tuple(round(reach * (2 * dice._next() - 1), 5) for _ in range(8))
+    corners = tuple(round(reach * (2 * dice.roll() - 1), 5) for _ in range(8))
     contrast = dice.sometimes(style.contrast, 1.0)
     yellow = dice.sometimes(style.yellowing, 0.0)
     return Artefacts(
@@ -484,10 +532,11 @@ def _revive(kind: Any, value: Any, place: str) -> Any:
         for key in value:
             if key not in hints:
                 raise UserError(f"{place}: unknown key {key!r}{_nearest(key, hints)}")
-        try:
-            return kind(**{key: _revive(hints[key], item, f"{place}.{key}") for key, item in value.items()})
-        except TypeError as error:
-            raise UserError(f"{place}: {error}") from error
+        for key in hints:
+            if key not in value:
+                raise UserError(f"{place}: key {key!r} is missing")
+        build = typing.cast(Callable[..., Any], kind)
+        return build(**{key: _revive(hints[key], item, f"{place}.{key}") for key, item in value.items()})
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(kind, type) and type(value) is kind:
