@@ -17,7 +17,7 @@ from components.records.simulator.hospitals import COMPANIONS, HOSPITALS, Hospit
 MAX_DRAWS = 400
 
 _NO_P = {"fibrillation", "flutter", "supraventricular_tachycardia", "pacemaker"}
-_ALONE = {"pacemaker": {"chamber", "conduction", "infarct", "stt", "av", "atrium"}, "complete_block": {"rhythm", "conduction"}}
+_ALONE = {"rvh": {"conduction"}, "pacemaker": {"chamber", "conduction", "infarct", "stt", "av", "atrium"}, "complete_block": {"rhythm", "conduction"}}
 
 
 def fold_of(patient_id: str) -> int:
@@ -176,7 +176,7 @@ def _labels(case: Case, heart_rate: float) -> dict[str, float]:
 
 def _breathing(rng: np.random.Generator) -> tuple[Array, float, float]:
     """Breathing turns and scales the heart: a [3, 3] change, its frequency (Hz) and phase."""
-    turn = rng.normal(0, 0.035, (3, 3)) + np.eye(3) * rng.normal(0, 0.03)
+    turn = rng.normal(0, 0.02, (3, 3)) + np.eye(3) * rng.normal(0, 0.025)
     return turn, float(rng.uniform(0.15, 0.36)), float(rng.uniform(0, 2 * np.pi))
 
 
