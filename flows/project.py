@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -37,6 +38,16 @@ def environment() -> dict[str, str]:
         "DVC_NO_ANALYTICS": "1",
         "DO_NOT_TRACK": "1",
     }
+
+
+def git_revision() -> str:
+    """The commit of the code, with '-dirty' when code or pipeline differ from it; 'unknown' outside git."""
+    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    if found.returncode != 0:
+        return "unknown"
+    code = ["components", "flows", "dvc.yaml", "requirements.lock"]
+    changed = subprocess.run(["git", "status", "--porcelain", "--", *code], capture_output=True, text=True)
+    return found.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
 
 
 def quiet_prefect() -> None:

@@ -71,9 +71,7 @@ def resolve(
     """
     if recipe is None:
         if not params_file.exists():
-            raise UserError(
-                f"{params_file}: is missing; name a recipe to put in force, as `--recipe {DEFAULT_RECIPE}`"
-            )
+            raise UserError(f"{params_file}: is missing; name a recipe to put in force, as `--recipe {DEFAULT_RECIPE}`")
         layers = [(str(params_file), load_yaml(params_file))]
         document, header = params_file, _header(params_file)
     else:

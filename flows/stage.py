@@ -26,8 +26,10 @@ GRACE_SECONDS = 10.0
 
 OnProgress = Callable[[str, int, int, str], None]  # label, done, total, note
 
-_USER_ERROR = "components.params.UserError: "
-_END_OF_STAGE = "ERROR: failed to reproduce"
+# A stage tells its user's error on a line of its own, or lets it pass: then it ends the traceback.
+_USER_ERROR = re.compile(
+    r"^(?:components\.params\.UserError|error): (.*?)(?=^ERROR: failed to reproduce|\Z)", re.M | re.S
+)
 
 
 class StageFailed(RuntimeError):
@@ -72,7 +74,7 @@ def run_stage(name: str, on_progress: OnProgress) -> Outcome:
             elif "didn't change, skipping" in line:
                 outcome = "unchanged"
     if process.returncode != 0:
-        raise _failure(name, list(lines))
+        raise _failure(name, process.returncode, list(lines))
     return Outcome(name, outcome, time.monotonic() - started)
 
 
@@ -135,11 +137,11 @@ def _dvc(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "dvc", *arguments]
 
 
-def _failure(stage: str, lines: list[str]) -> StageFailed:
-    """The user's error when the stage raised one, else its last lines without progress."""
+def _failure(stage: str, code: int, lines: list[str]) -> StageFailed:
+    """The user's error when the stage raised one, else how it ended and its last lines without progress."""
     text = "\n".join(line for line in lines if not PLAIN_LINE.match(line))
-    if _USER_ERROR in text:
-        message = text.rpartition(_USER_ERROR)[2].partition(_END_OF_STAGE)[0]
-        return StageFailed(stage, message.strip(), users_error=True)
+    if found := _USER_ERROR.search(text):
+        return StageFailed(stage, found[1].strip(), users_error=True)
+    end = f"was ended by signal {-code}" if code < 0 else "failed"
     tail = "\n".join(re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()[-TAIL_LINES:])
-    return StageFailed(stage, f"failed; its last lines (all of them: {LOGS}/{stage}.log):\n{tail}", False)
+    return StageFailed(stage, f"{end}; its last lines (all of them: {LOGS}/{stage}.log):\n{tail}", False)

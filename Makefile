@@ -1,0 +1,43 @@
+# make retrain   install, then records to a gated adapter     make ui      look at it in MLflow
+# make test      lint, types, floors, tests (10 minutes)      make test-slow   what takes longer
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+unexport PYTHONDONTWRITEBYTECODE   # uncompiled imports take several times as long
+export OMP_NUM_THREADS ?= 1        # more threads than free cores make small models slower
+
+.PHONY: install retrain ui test test-slow clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, $$($(PYTHON) --version) was found: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip check
+	touch $@
+
+retrain: install
+	$(BIN)/ecg retrain
+
+ui: install
+	$(BIN)/ecg ui
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow --durations=10
+
+clean:   # what a run makes; the registry (mlruns/), DVC's cache and .venv stay
+	rm -rf data/records data/items data/exams models reports logs dvc_plots .checkpoints dvc.lock
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info

@@ -1,0 +1,326 @@
+"""ecg: the command line. Tables for people; with --json one JSON document on standard output.
+
+Exit codes: 0 finished, whatever the verdict; 1 failed; 2 something for the user to mend; 3 the gate
+stayed closed and --fail-on-reject was given; 130 interrupted. Heavy imports wait inside the commands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from components.params import UserError
+
+Document = dict[str, Any]
+
+app = typer.Typer(
+    name="ecg",
+    help="Retrain, examine, approve and promote adapters that read ECG pages. Not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else there.")]
+Version = Annotated[int, typer.Argument(metavar="VERSION", help="A version's number; see `ecg status`.")]
+By = Annotated[str, typer.Option("--by", metavar="NAME", help="Who decides.")]
+Note = Annotated[str | None, typer.Option("--note", metavar="TEXT", help="Why, kept with the version.")]
+
+
+@app.command()
+def retrain(
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Put this recipe in force first; see `ecg recipes`.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of params.yaml first; may be repeated."),
+    ] = None,
+    fail_on_reject: Annotated[
+        bool, typer.Option("--fail-on-reject", help="Exit with 3 when the gate stays closed.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring the pipeline up to date, register the adapter and gate it."""
+
+    def work() -> Document:
+        from flows import preflight, recipes, show
+        from flows.project import quiet_prefect
+
+        params, changes = recipes.put_in_force(recipe, overrides or [])
+        show.changes(changes)
+        preflight.check(params)
+        done = preflight.nothing_to_do(params)
+        if done is not None:
+            return done
+        quiet_prefect()
+        from flows.retrain import retrain as flow
+
+        return flow()
+
+    def tell(report: Document) -> None:
+        from flows import show
+
+        show.report(report)
+
+    report = _answer(as_json, work, tell)
+    if fail_on_reject and report["gate"] != "passed":
+        raise typer.Exit(3)
+
+
+@app.command()
+def simulate(
+    add: Annotated[int, typer.Option("--add", metavar="N", min=1, help="So many new patients.")],
+    as_json: Json = False,
+) -> None:
+    """Let new patients arrive at the simulated hospital; the next retraining takes them in."""
+
+    def work() -> Document:
+        from components.params import load_params
+        from components.records.simulator import add_batch
+
+        records = load_params().records
+        if records.source != "simulator":
+            raise UserError(
+                f"records.source: found '{records.source}', expected 'simulator': patients arrive only at the "
+                "simulated hospital; put it in force with `ecg retrain --recipe ecg-tiny`"
+            )
+        path = Path(records.source_dir) / "cohort.yaml"
+        cohort = add_batch(path, add)
+        return {"cohort": str(path), "hospital": cohort.hospital, "added": add, "patients": cohort.patients}
+
+    def tell(answer: Document) -> None:
+        print(
+            f"{answer['added']} patients arrived at {answer['hospital']}: {answer['patients']} now "
+            f"({answer['cohort']}).\nTake them in: ecg retrain"
+        )
+
+    _answer(as_json, work, tell)
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Show the recipe in force, what a retraining would do, and every registered version."""
+
+    def work() -> Document:
+        from components.params import load_params
+        from components.registry.versions import status as versions
+        from flows.stage import changed_stages
+
+        params = load_params()
+        rows = [dataclasses.asdict(row) for row in versions(params)]
+        return {
+            "recipe": params.recipe,
+            "model": params.registry.model,
+            "changed_stages": changed_stages(),
+            "versions": [{**row, "created": row["created"].isoformat(timespec="seconds")} for row in rows],
+        }
+
+    def tell(answer: Document) -> None:
+        from flows import show
+
+        show.status(answer)
+
+    _answer(as_json, work, tell)
+
+
+@app.command()
+def approve(version: Version, by: By, note: Note = None, as_json: Json = False) -> None:
+    """Approve a version that passed the gate; `ecg decide` then promotes it."""
+    _decision(version, by, note, as_json, "approve", "approved; promote it with: ecg decide")
+
+
+@app.command()
+def reject(version: Version, by: By, note: Note = None, as_json: Json = False) -> None:
+    """Reject a version that passed the gate."""
+    _decision(version, by, note, as_json, "reject", "rejected; it will not be promoted")
+
+
+@app.command()
+def decide(as_json: Json = False) -> None:
+    """Promote every approved version that still holds what the gate asked for."""
+
+    def work() -> Document:
+        from components.params import load_params
+        from components.registry.promote import decide as decide_versions
+
+        params = load_params()
+        decisions = decide_versions(params, Path.cwd())
+        return {"model": params.registry.model, "decisions": [dataclasses.asdict(one) for one in decisions]}
+
+    def tell(answer: Document) -> None:
+        if not answer["decisions"]:
+            print("No approved version is waiting.")
+        for one in answer["decisions"]:
+            print(f"{answer['model']} version {one['version']}: {one['action']}: {one['reason']}")
+
+    _answer(as_json, work, tell)
+
+
+@app.command()
+def rollback(
+    by: By,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, kept with the version left.")],
+    to: Annotated[
+        int | None,
+        typer.Option("--to", metavar="VERSION", help="A former champion; default: the previous one."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make the previous champion champion again."""
+
+    def work() -> Document:
+        from components.params import load_params
+        from components.registry.rollback import rollback as roll_back
+
+        params = load_params()
+        return {"model": params.registry.model, **dataclasses.asdict(roll_back(params, reason, by, to))}
+
+    def tell(move: Document) -> None:
+        print(f"{move['model']}: version {move['to']} is champion again, instead of {move['since']}.")
+
+    _answer(as_json, work, tell)
+
+
+@app.command("recipes")
+def list_recipes(as_json: Json = False) -> None:
+    """List the recipes that `ecg retrain --recipe` knows."""
+
+    def work() -> Document:
+        from components.params import load_params
+        from flows import recipes
+
+        found = [dataclasses.asdict(recipe) for recipe in recipes.list_recipes()]
+        return {"in_force": load_params().recipe, "recipes": found}
+
+    def tell(answer: Document) -> None:
+        from flows import show
+
+        show.recipes(answer)
+
+    _answer(as_json, work, tell)
+
+
+@app.command()
+def interpret(
+    page: Annotated[Path, typer.Argument(metavar="PAGE", help="A picture of an ECG page (PNG, JPEG …).")],
+    version: Annotated[
+        int | None, typer.Option("--version", metavar="VERSION", help="This version; default: the champion.")
+    ] = None,
+    alias: Annotated[str | None, typer.Option("--alias", metavar="ALIAS", help="The version so named.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Let an adapter read one page. No medical advice: a research tool."""
+    path = page.absolute()  # seen from where the user stands, before the project's root is entered
+
+    def work() -> Document:
+        from components.params import load_params
+        from flows.interpret import interpret_page
+
+        return interpret_page(load_params(), path, version, alias)
+
+    def tell(answer: Document) -> None:
+        from flows import show
+
+        show.interpretation(answer)
+
+    _answer(as_json, work, tell)
+
+
+@app.command()
+def ui(
+    port: Annotated[
+        int | None, typer.Option("--port", metavar="PORT", help="On this port; default: 5000 or a free one.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Serve MLflow's pages of runs and versions on this machine until ^C."""
+    from flows.ui import serve
+
+    def work() -> Document:
+        from components.params import load_params
+        from flows.ui import address
+
+        return address(load_params(), port)
+
+    def tell(answer: Document) -> None:
+        print(f"MLflow: {answer['url']} (end it with ^C)", flush=True)
+
+    serve(_answer(as_json, work, tell))
+
+
+def main() -> None:
+    """The entry point: whatever goes wrong ends in one message and an exit code."""
+    from flows.stage import StageFailed
+
+    try:
+        code = app(prog_name="ecg", standalone_mode=False)
+    except typer.TyperException as error:  # a wrong option or argument
+        code = _fail(error.exit_code, f"{error.format_message()} Try 'ecg --help'.")
+    except UserError as error:
+        code = _fail(2, str(error))
+    except StageFailed as error:
+        code = _fail(2 if error.users_error else 1, str(error))
+    except KeyboardInterrupt:
+        code = _fail(130, "interrupted; the same command goes on from here")
+    except Exception as error:
+        traceback.print_exc()
+        code = _fail(1, f"{type(error).__name__}: {error}")
+    sys.exit(code or 0)
+
+
+def _decision(version: int, by: str, note: str | None, as_json: bool, verb: str, outcome: str) -> None:
+    def work() -> Document:
+        from components.params import load_params
+        from components.registry import approve as decisions
+
+        decided = getattr(decisions, verb)(load_params(), version, by, note)
+        return {
+            "model": decided.model,
+            "version": decided.number,
+            "approval": decided.approval,
+            "approved_by": decided.approved_by,
+        }
+
+    def tell(answer: Document) -> None:
+        print(f"{answer['model']} version {answer['version']}: {outcome}")
+
+    _answer(as_json, work, tell)
+
+
+def _answer(as_json: bool, work: Callable[[], Document], tell: Callable[[Document], None]) -> Document:
+    """Do the work in the project's root, and print its answer as tables or as one JSON document."""
+    from flows.project import enter
+
+    if not as_json:
+        enter()
+        answer = work()
+        tell(answer)
+        return answer
+    # Libraries and child processes write to descriptor 1 as they please: it points to standard error meanwhile.
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        enter()
+        answer = work()
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+    print(json.dumps(answer, indent=1, allow_nan=False), flush=True)
+    return answer
+
+
+def _fail(code: int, message: str) -> int:
+    if "--json" in sys.argv[1:]:
+        print(json.dumps({"status": "error", "error": message, "exit_code": code}, indent=1), flush=True)
+    print(f"ecg: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,73 @@
+"""What can be known before any work starts: is everything there, and is there anything to do?"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from components.params import Params, UserError
+from flows.report import Document, lock_md5, summarize
+from flows.stage import changed_stages
+
+MINIMUM_FREE_BYTES = 2 * 1024**3
+
+
+def check(params: Params) -> None:
+    """Look at the source, the base, the disk and the registry.
+
+    Raises:
+        UserError: the first of them that a run would fail on.
+    """
+    from components.registry.store import connect
+
+    _check_source(params)
+    _check_base(params)
+    _check_disk(Path.cwd())
+    connect(params.registry)
+
+
+def nothing_to_do(params: Params) -> Document | None:
+    """The report on the version that today's inputs have led to already; None when there is work.
+
+    DVC is asked first: no stage has changed. Then MLflow: what dvc.lock describes is registered and gated.
+    """
+    from components.registry.gate import standing_verdict
+    from components.registry.store import connect
+    from components.registry.versions import find_registered
+
+    if changed_stages():
+        return None
+    client = connect(params.registry)
+    version = find_registered(client, params.registry.model, lock_md5())
+    verdict = None if version is None else standing_verdict(client, version)
+    if version is None or verdict is None:
+        return None
+    return summarize("nothing-to-do", params, version.number, verdict)
+
+
+def _check_source(params: Params) -> None:
+    folder = Path(params.records.source_dir)
+    if not folder.is_dir():
+        raise UserError(
+            f"records.source_dir: there is no folder {folder} (seen from {Path.cwd()}), expected the records of "
+            f"source '{params.records.source}'; give theirs with --set records.source_dir=FOLDER"
+        )
+
+
+def _check_base(params: Params) -> None:
+    from components.models.bases import LLAMA_TINY, find_folder
+
+    if params.model.base != LLAMA_TINY and find_folder(params.model.base) is None and not params.model.revision:
+        raise UserError(
+            f"model.revision: base '{params.model.base}' comes from the hub, found null, expected its full "
+            "40-digit commit; give it with --set model.revision=COMMIT"
+        )
+
+
+def _check_disk(folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < MINIMUM_FREE_BYTES:
+        raise UserError(
+            f"{folder}: found {free / 1024**3:.1f} GiB free, expected {MINIMUM_FREE_BYTES / 1024**3:.0f} GiB; make "
+            "room (`python -m dvc gc --workspace` drops the data of former runs)"
+        )

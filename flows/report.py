@@ -1,0 +1,110 @@
+"""The report of a retraining: one plain document for people, for --json and for Prefect's artifacts."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.params import Params
+
+if TYPE_CHECKING:
+    from components.registry.gate import Verdict
+
+Document = dict[str, Any]
+
+LOCK = Path("dvc.lock")
+METRICS = Path("reports/metrics.json")
+
+
+def summarize(status: str, params: Params, version: int, verdict: Verdict) -> Document:
+    """What `ecg retrain` answers.
+
+    Keys: status (registered | nothing-to-do), recipe, model, version, gate (passed | failed), reason, champion
+    (the version compared with, or None), rules (name, value, interval, n, needed, passed, sentence) and
+    metrics (exam → subject → metric → value, interval, n; without the figures per label).
+    """
+    document: Document = plain(
+        {
+            "status": status,
+            "recipe": params.recipe,
+            "model": params.registry.model,
+            "version": version,
+            "gate": "passed" if verdict.passed else "failed",
+            "reason": verdict.reason,
+            "champion": verdict.champion,
+            "rules": [dataclasses.asdict(rule) for rule in verdict.rules],
+            "metrics": headline(json.loads(METRICS.read_text())),
+        }
+    )
+    return document
+
+
+def headline(metrics: Document) -> Document:
+    """`metrics` without what stands per class."""
+    return {
+        exam: {
+            subject: {metric: entry for metric, entry in named.items() if metric != "per_class"}
+            for subject, named in subjects.items()
+        }
+        for exam, subjects in metrics.items()
+    }
+
+
+def plain(tree: Any) -> Any:
+    """JSON's own types; a number that is none (NaN) becomes null."""
+    if isinstance(tree, dict):
+        return {str(key): plain(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [plain(value) for value in tree]
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return None
+    return tree
+
+
+def markdown(report: Document) -> str:
+    """The report as a page for Prefect's UI."""
+    rules = "\n".join(
+        f"| {rule['name']} | {rule['needed']} | {'holds' if rule['passed'] else '**fails**'} | {rule['sentence']} |"
+        for rule in report["rules"]
+    )
+    return (
+        f"# {report['model']} version {report['version']}: gate {report['gate']}\n\n{report['reason']}\n\n"
+        f"| rule | needed | verdict | found |\n|---|---|---|---|\n{rules}\n\n"
+        f"Recipe `{report['recipe']}`. Approve with `ecg approve {report['version']} --by NAME` or by the tag "
+        "`approval = approved` in MLflow.\n"
+    )
+
+
+def scores(report: Document, exam: str, metrics: Iterable[str]) -> list[Document]:
+    """One row a subject of `exam`: subject, then each of `metrics` as value [low, high]."""
+    return [
+        {"subject": subject, **{metric: figure(named.get(metric)) for metric in metrics}}
+        for subject, named in report["metrics"].get(exam, {}).items()
+    ]
+
+
+def figure(estimate: Document | None) -> str:
+    """0.831 [0.802, 0.858]: a value with its interval; a dash where nothing was measured."""
+    if not estimate or estimate.get("value") is None:
+        return "–"
+    low, high = estimate.get("interval") or (None, None)
+    interval = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
+    return f"{estimate['value']:.3f}{interval}"
+
+
+def lock_md5() -> str:
+    """MD5 of dvc.lock: the name of all inputs and outputs together."""
+    return hashlib.md5(LOCK.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def data_md5() -> str:
+    """MD5 of the record store as dvc.lock names it."""
+    import yaml
+
+    outs = yaml.safe_load(LOCK.read_text())["stages"]["records"]["outs"]
+    return str(next(out["md5"] for out in outs if out["path"] == "data/records"))

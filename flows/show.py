@@ -1,0 +1,174 @@
+"""What a person sees: progress on standard error, tables on standard output."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.recipes import Change
+from flows.report import Document, figure, scores
+
+METRICS = {
+    "auc_macro": "macro AUC",
+    "f1_macro": "macro F1",
+    "hamming_loss": "Hamming loss",
+    "auc_macro_hard": "AUC, hard answers",
+}
+VERDICT = {True: "holds", False: "FAILS"}
+
+
+def note(text: str) -> None:
+    """A line of news on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print a table on standard output; None shows as a dash."""
+    grid = Table(title=title, title_justify="left", title_style="bold", header_style="")
+    for number, column in enumerate(columns):
+        grid.add_column(column, overflow="fold", no_wrap=number == 0)
+    for row in rows:
+        grid.add_row(*("–" if cell is None else str(cell) for cell in row))
+    _console().print(grid)
+
+
+def say(text: str) -> None:
+    """A paragraph on standard output, unwrapped, so that a command in it can be copied."""
+    print(text, flush=True)
+
+
+def changes(changed: Sequence[Change]) -> None:
+    """What a recipe or an override changed in params.yaml, on standard error."""
+    for change in changed:
+        note(f"params.yaml: {change.key}: {change.old} → {change.new}")
+
+
+def report(answer: Document) -> None:
+    """The end of a retraining: who reads how well, what the gate said, what to do next."""
+    for exam in answer["metrics"]:
+        rows = scores(answer, exam, METRICS)
+        table(f"Exam '{exam}'", ["", *METRICS.values()], [tuple(row.values()) for row in rows])
+    table(
+        f"Gate {answer['gate']}",
+        ["rule", "found", "needed", "verdict"],
+        [(rule["name"], figure(rule), rule["needed"], VERDICT[rule["passed"]]) for rule in answer["rules"]],
+    )
+    say("")
+    number = answer["version"]
+    state = "is registered" if answer["status"] == "registered" else "is registered already: nothing to do"
+    say(f"{answer['model']} version {number} {state}.")
+    say("Look at it:  make ui                       (MLflow), reports/card/card.html (the model card)")
+    if answer["gate"] == "passed":
+        say(f"Approve it:  ecg approve {number} --by NAME, then: ecg decide")
+    say("Not a medical device.")
+
+
+def status(answer: Document) -> None:
+    """`ecg status`."""
+    table(
+        f"Versions of {answer['model']}",
+        ["version", "stage", "aliases", "gate", "approval", "by", "recipe", "score", "created (UTC)", "note"],
+        [
+            (
+                row["version"],
+                row["stage"],
+                ", ".join(row["aliases"]) or None,
+                row["gate"],
+                row["approval"],
+                row["approved_by"],
+                row["recipe"],
+                f"{row['metric']} {figure(row)}",
+                row["created"][:16].replace("T", " "),
+                row["note"],
+            )
+            for row in answer["versions"]
+        ],
+    )
+    changed = ", ".join(answer["changed_stages"])
+    say(
+        f"Recipe in force: {answer['recipe']}. "
+        + (f"Changed: {changed}; take it in: ecg retrain" if changed else "Nothing has changed since the last run.")
+    )
+
+
+def recipes(answer: Document) -> None:
+    """`ecg recipes`."""
+    table(
+        f"Recipes (in force: {answer['in_force']})",
+        ["recipe", "extends", "what it is"],
+        [(one["name"], one["extends"], one["summary"]) for one in answer["recipes"]],
+    )
+
+
+def interpretation(answer: Document) -> None:
+    """`ecg interpret`."""
+    from components.records.statements import SUPERCLASS_DESCRIPTIONS
+
+    table(
+        f"{answer['page']}, read by {answer['reader']}",
+        ["", "finding", "probability"],
+        [(name, SUPERCLASS_DESCRIPTIONS[name], f"{p:.2f}") for name, p in answer["probabilities"].items()],
+    )
+    say(answer["report"])
+    say("")
+    say(answer["notice"])
+
+
+class StageProgress:
+    """One line a stage: a rich bar each on a terminal, plain lines elsewhere. Threads may share it."""
+
+    def __init__(self) -> None:
+        self._bars: Any = None
+        self._tasks: dict[str, Any] = {}
+        if sys.stderr.isatty():
+            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+            self._bars = Progress(
+                SpinnerColumn(finished_text=" "),
+                TextColumn("{task.fields[stage]:<9}"),
+                BarColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.description}"),
+                console=Console(stderr=True),
+            )
+
+    def __enter__(self) -> StageProgress:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def start(self, stage: str) -> None:
+        if self._bars is not None:
+            self._tasks[stage] = self._bars.add_task("", total=None, stage=stage)
+        else:
+            note(f"{stage}: started")
+
+    def advance(self, stage: str, label: str, done: int, total: int, remark: str) -> None:
+        if self._bars is not None:
+            text = f"{label} {done}/{total} {remark}".rstrip()
+            self._bars.update(self._tasks[stage], completed=done, total=total or None, description=text)
+        else:
+            note(f"{stage}: [{label}] {done}/{total} {remark}".rstrip())
+
+    def finish(self, stage: str, outcome: str, seconds: float) -> None:
+        if self._bars is not None:
+            self._bars.update(self._tasks[stage], completed=1, total=1, description=outcome)
+            self._bars.stop_task(self._tasks[stage])
+        else:
+            note(f"{stage}: {outcome} in {seconds:.0f} s")
+
+
+def _console() -> Console:
+    # A pipe has no width: wide enough that no cell of ours wraps.
+    return Console() if sys.stdout.isatty() else Console(width=160)
