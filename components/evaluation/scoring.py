@@ -39,9 +39,7 @@ def score_predictions(predictions: pd.DataFrame, params: EvaluateParams) -> dict
     metrics: dict[str, Any] = {}
     test = predictions[predictions["split"] == "test"]
     for exam, rows in test.groupby("exam", sort=False):
-        sheets = {
-            str(subject): answer_sheet(answers) for subject, answers in rows.groupby("subject", sort=False)
-        }
+        sheets = {str(subject): answer_sheet(answers) for subject, answers in rows.groupby("subject", sort=False)}
         metrics[str(exam)] = _score_exam(sheets, params)
     return metrics
 
@@ -78,9 +76,7 @@ def _score_exam(sheets: Mapping[str, AnswerSheet], params: EvaluateParams) -> di
         _require_same_items(first, sheet)
     weights = weightings(first.patient_ids, params.resamples, params.seed)
     values = {subject: _all_values(sheet, weights) for subject, sheet in sheets.items()}
-    scored = {
-        subject: _report(values[subject], sheet, params.confidence) for subject, sheet in sheets.items()
-    }
+    scored = {subject: _report(values[subject], sheet, params.confidence) for subject, sheet in sheets.items()}
     for subject, other in DIFFERENCES:
         if subject in values and other in values:
             difference = {name: values[subject][name] - values[other][name] for name in values[subject]}

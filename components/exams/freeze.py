@@ -41,9 +41,7 @@ def freeze_exams(params: ExamsParams, records: Path = RECORDS, out: Path = OUT) 
     """
     find_style(params.style)
     store = RecordStore(records)
-    asked = {
-        i: store.record(i, signal=False) for i, split in enumerate(store.table["split"]) if split in SPLITS
-    }
+    asked = {i: store.record(i, signal=False) for i, split in enumerate(store.table["split"]) if split in SPLITS}
     items = {task.name: _items(task, asked.values(), params.min_positives) for task in TASKS}
     for split in SPLITS:
         if not (items["super"]["split"] == split).any():
@@ -52,9 +50,7 @@ def freeze_exams(params: ExamsParams, records: Path = RECORDS, out: Path = OUT) 
                 f"expected records of fold {'9' if split == 'validation' else '10'} with labels: add patients"
             )
     with_page = set().union(*(table["record_id"] for table in items.values()))
-    places = sorted(
-        (record.record_id, i) for i, record in asked.items() if record.record_id in with_page
-    )
+    places = sorted((record.record_id, i) for i, record in asked.items() if record.record_id in with_page)
     with fresh_folder(out) as folder, Progress("exams", len(places)) as progress:
         (folder / "pages").mkdir()
         rows = []
@@ -72,9 +68,7 @@ def freeze_exams(params: ExamsParams, records: Path = RECORDS, out: Path = OUT) 
             "records_sha256": sha256(records / "manifest.json"),
             "exams": {task.name: _describe(task, items[task.name], index, len(asked)) for task in TASKS},
             "files": {
-                str(path.relative_to(folder)): sha256(path)
-                for path in sorted(folder.rglob("*"))
-                if path.is_file()
+                str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()
             },
         }
         write_text(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")

@@ -1,10 +1,10 @@
 """A frozen exam, read back: its items and its pages, each page checked against its hash.
 
-    data/exams/
-        manifest.json                         what was frozen, and the hash of every file and exam
-        super.parquet, statements.parquet     one row an item
-        pages/index.parquet                   where each page lies
-        pages/validation-00000.tar …          PNG and PageSpec of each record, side by side
+data/exams/
+    manifest.json                         what was frozen, and the hash of every file and exam
+    super.parquet, statements.parquet     one row an item
+    pages/index.parquet                   where each page lies
+    pages/validation-00000.tar …          PNG and PageSpec of each record, side by side
 """
 
 from __future__ import annotations

@@ -78,7 +78,8 @@ def test_answer_sheet_orders_items_and_refuses_gaps():
     )
     sheet = metrics.answer_sheet(rows)
     assert sheet.labels == ("CD", "MI")
-    assert list(sheet.record_ids) == ["a", "b"] and list(sheet.patient_ids) == ["p1", "p2"]
+    assert list(sheet.record_ids) == ["a", "b"]
+    assert list(sheet.patient_ids) == ["p1", "p2"]
     np.testing.assert_array_equal(sheet.truth, [[False, False], [True, True]])
     np.testing.assert_array_equal(sheet.flagged, [[True, False], [False, True]])
     np.testing.assert_array_equal(sheet.hard, [[False, True], [False, True]])

@@ -50,7 +50,8 @@ def test_every_metric_has_value_interval_and_n():
     for subject in scored.values():
         for name in ("auc_macro", "f1_macro", "hamming_loss", "auc_macro_hard", "f1_macro_hard", "hamming_loss_hard"):
             low, high = subject[name]["interval"]
-            assert low <= high and subject[name]["n"] == 60
+            assert low <= high
+            assert subject[name]["n"] == 60
     assert scored["adapter"]["auc_macro"]["value"] > 0.9 > 0.6 > scored["base"]["auc_macro"]["value"]
     gain = scored["adapter_minus_base"]["auc_macro"]
     assert gain["interval"][0] > 0
@@ -79,7 +80,7 @@ def test_paired_difference_is_the_one_in_the_metrics_and_narrower_than_unpaired(
     reported = {k: v for k, v in metrics["adapter_minus_base"]["auc_macro"].items() if k != "n_labels"}
     assert found == reported
     same = paired_difference(adapter, adapter, "super", "auc_macro", PARAMS)
-    assert same["value"] == 0 and same["interval"] == [0, 0]
+    assert (same["value"], same["interval"]) == (0, [0, 0])
 
 
 def test_paired_difference_refuses_what_cannot_be_paired():
