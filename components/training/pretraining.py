@@ -46,8 +46,8 @@ class PretrainParams:
     """The defaults made the base that ships."""
 
     seed: int = 0
-    tower_steps: int = 900
-    joint_steps: int = 1300
+    tower_steps: int = 800
+    joint_steps: int = 600
     batch_size: int = 24
     questions_per_page: int = 10
     learning_rate: float = 2e-3
