@@ -73,6 +73,7 @@ class LoraParams:
     alpha: int
     dropout: float
     targets: tuple[str, ...]  # kinds: linear, convolution
+    exclude: tuple[str, ...]  # parts of module names left out
 
 
 @dataclass(frozen=True, slots=True)

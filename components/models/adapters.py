@@ -18,19 +18,21 @@ NEVER = ("lm_head", "embed_tokens")
 FORBIDDEN_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
 
 
-def lora_modules(model: Any, targets: tuple[str, ...]) -> list[str]:
-    """Full names of the modules that the kinds in `targets` match, sorted; never `lm_head` or `embed_tokens`.
+def lora_modules(model: Any, lora: LoraParams) -> list[str]:
+    """Full names of the modules that `lora.targets` match, sorted; never `lm_head` or `embed_tokens`.
 
-    peft's `all-linear` would leave out convolutions, and adapting the vision tower is what pays.
+    peft's `all-linear` would leave out convolutions, and adapting the vision tower is what pays. `lora.exclude` holds
+    parts of names as they stand between dots: `stages.0` leaves out `vision_tower.encoder.stages.0.layers.0…`. Below
+    the lowest module left, nothing is trained and the backward pass ends.
 
     Raises:
-        UserError: an unknown kind, or a kind that matches no module.
+        UserError: an unknown kind, a kind that matches no module, or an exclusion that excludes none.
     """
     from torch import nn
 
     kinds: dict[str, type[nn.Module]] = {"linear": nn.Linear, "convolution": nn.Conv2d}
     names: list[str] = []
-    for target in targets:
+    for target in lora.targets:
         if target not in kinds:
             raise UserError(f"train.lora.targets: unknown kind '{target}'{nearest(target, kinds)}")
         matched = [
@@ -41,6 +43,11 @@ def lora_modules(model: Any, targets: tuple[str, ...]) -> list[str]:
         if not matched:
             raise UserError(f"train.lora.targets: kind '{target}' matches no module of this base; leave it out")
         names += matched
+    for part in lora.exclude:
+        hits = [name for name in names if f".{part}." in f".{name}."]
+        if not hits:
+            raise UserError(f"train.lora.exclude: '{part}' is in no module's name of this base; leave it out")
+        names = [name for name in names if name not in hits]
     return sorted(names)
 
 
@@ -54,7 +61,7 @@ def attach_lora(model: Any, lora: LoraParams, seed: int) -> Any:
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora_modules(model, lora.targets),
+        target_modules=lora_modules(model, lora),
         bias="none",
         task_type="CAUSAL_LM",
     )
