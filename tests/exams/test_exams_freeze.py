@@ -95,9 +95,7 @@ def test_exam_hash_changes_with_truth_and_with_pages(exams, records, tmp_path):
     before = open_exam(exams).manifest["exams"]["super"]["sha256"]
     other_pages = dataclasses.replace(tiny_params().exams, seed=1)
     assert freeze_exams(other_pages, records, tmp_path / "a")["exams"]["super"]["sha256"] != before
-    flipped = [
-        dataclasses.replace(r, labels={"NORM": 100.0}) if r.split == "test" else r for r in patients()
-    ]
+    flipped = [dataclasses.replace(r, labels={"NORM": 100.0}) if r.split == "test" else r for r in patients()]
     write_store(flipped, tmp_path / "records")
     after = freeze_exams(tiny_params().exams, tmp_path / "records", tmp_path / "b")
     assert after["exams"]["super"]["sha256"] != before
