@@ -209,9 +209,7 @@ def _plain(value: Any) -> Any:
 
 def _parse(section: type[Section], tree: Any, prefix: str, origin: str) -> Section:
     if not isinstance(tree, Mapping):
-        raise UserError(
-            f"{origin}: {prefix or 'the top level'} holds {tree!r}, expected a mapping of keys"
-        )
+        raise UserError(f"{origin}: {prefix or 'the top level'} holds {tree!r}, expected a mapping of keys")
     hints = typing.get_type_hints(section)
     fields = {field.name: field for field in dataclasses.fields(section)}  # type: ignore[arg-type]
     for key in tree:

@@ -1,6 +1,6 @@
 """Stage `instruct`: questions and answers about every record, in ECGInstruct's schema.
 
-    python -m components.instruct.build
+python -m components.instruct.build
 """
 
 from __future__ import annotations
@@ -114,8 +114,6 @@ def _write_shard(items: Iterable[Item], path: Path) -> None:
 
     rows = [dataclasses.asdict(item) | {"conversations": list(item.conversations)} for item in items]
     pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
-
-
 
 
 if __name__ == "__main__":

@@ -122,7 +122,11 @@ def _measured(measurements: Mapping[str, float]) -> Iterator[Question]:
         options = " ".join(f"{_LETTERS[i]}. {text}" for i, text in enumerate(AXES))
         letter = _LETTERS[AXES.index(axis)]
         yield Question(
-            f"Which axis does this ECG have? {options}", f"{letter}. {axis}", "feature", "multiple-choice", "axis-choice"
+            f"Which axis does this ECG have? {options}",
+            f"{letter}. {axis}",
+            "feature",
+            "multiple-choice",
+            "axis-choice",
         )
     for key, (title, low, high) in _INTERVALS.items():
         if key in measurements:
@@ -146,7 +150,9 @@ def _lists(labels: Mapping[str, float], rng: np.random.Generator) -> Iterator[Qu
     )
     diagnoses = [name(code) for code in present if STATEMENTS[code].diagnostic]
     if diagnoses:
-        yield Question("The diagnosis is ___.", ", ".join(diagnoses), "morphology", "fill-in-the-blank", "diagnosis-fill")
+        yield Question(
+            "The diagnosis is ___.", ", ".join(diagnoses), "morphology", "fill-in-the-blank", "diagnosis-fill"
+        )
         yield _choice([code for code in present if STATEMENTS[code].diagnostic], labels, rng)
 
 

@@ -95,7 +95,9 @@ def verify_folder(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_text())
         hashes: dict[str, str] = manifest["files"]
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); the folder cannot be trusted without it") from error
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); the folder cannot be trusted without it"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is not a manifest with 'files' ({error}); restore the folder") from error
     present = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} - {MANIFEST}
@@ -151,7 +153,11 @@ def _fresh_llama_tiny() -> Base:
     verify_folder(TOKENIZER_OF_TINY)
     model, processor = build_ecg_llama_tiny(AutoTokenizer.from_pretrained(TOKENIZER_OF_TINY), LLAMA_TINY_SEED)
     model.eval()
-    identity: dict[str, str | None] = {"base": LLAMA_TINY, "revision": f"seed-{LLAMA_TINY_SEED}", "weights_sha256": None}
+    identity: dict[str, str | None] = {
+        "base": LLAMA_TINY,
+        "revision": f"seed-{LLAMA_TINY_SEED}",
+        "weights_sha256": None,
+    }
     return Base(model, processor, family_of(model, processor), identity)
 
 

@@ -58,20 +58,22 @@ class MllamaFamily:
 
     def __init__(self, processor: Any) -> None:
         self._images = processor.image_processor
-        tokenizer = processor.tokenizer
-        self._prefix = [tokenizer.bos_token_id, processor.image_token_id]
+        self._image = processor.image_token_id
+        self._prefix = [processor.tokenizer.bos_token_id, self._image]
 
     def prefix_ids(self) -> list[int]:
         return self._prefix
 
     def page_inputs(self, pages: Sequence[Page], sequence_length: int) -> dict[str, Any]:
-        """The tiles, their aspect ratios, and a mask that lets every token see every tile that holds the page."""
+        """The tiles, their aspect ratios, and a mask: every token from `<image>` on sees every tile of the page."""
         import torch
 
         inputs = dict(self._images([[page] for page in pages], return_tensors="pt"))
         inputs.pop("num_tiles", None)
         tiles = inputs["aspect_ratio_mask"]  # [pages, 1, tiles]
-        inputs["cross_attention_mask"] = tiles[:, None].expand(-1, sequence_length, -1, -1).to(torch.int64)
+        mask = tiles[:, None].repeat(1, sequence_length, 1, 1).to(torch.int64)
+        mask[:, : self._prefix.index(self._image)] = 0  # what stands before the page does not see it
+        inputs["cross_attention_mask"] = mask
         return inputs
 
 

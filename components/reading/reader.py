@@ -74,9 +74,7 @@ class Reader:
             return Scores(np.zeros((0, len(questions)), np.float32), np.zeros((0, len(questions)), bool))
         return Scores(np.concatenate(p_yes), np.concatenate(says_yes))
 
-    def answer(
-        self, pages: Sequence[Page], question: str, max_new_tokens: int = 96, batch_size: int = 32
-    ) -> list[str]:
+    def answer(self, pages: Sequence[Page], question: str, max_new_tokens: int = 96, batch_size: int = 32) -> list[str]:
         """The greedy answer to one question about each page, as the processor and `generate` give it."""
         import torch
         from PIL import Image

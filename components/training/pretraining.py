@@ -26,8 +26,8 @@ from components.models.precision import autocast, resolve, set_threads
 from components.models.tiny import PAGE_HEIGHT, PAGE_WIDTH, VOCABULARY, build_ecg_tiny
 from components.models.tokenizer import train_tokenizer
 from components.pages.draw import draw
-from components.progress import Progress
 from components.params import RecordsParams
+from components.progress import Progress
 from components.records.ptbxl import read_ptbxl
 from components.records.schema import Record
 from components.records.simulator import HOSPITALS, simulate
@@ -310,11 +310,13 @@ runs on two CPU cores. **Not a medical device; not for reading a patient's ECG.*
 
 - Trained on: {facts["trained_on"]}. No real ECG, image or text entered its weights.
 - Checkpoint: step {facts["chosen_step"]}, chosen by {facts["chosen_by"]}.
-- Seed {facts["params"]["seed"]}; code revision `{facts["code_revision"]}`; made by `python -m components.models.pretrain`.
+- Seed {facts["params"]["seed"]}; code revision `{facts["code_revision"]}`.
+- Made by `python -m components.models.pretrain`; every option and hash is in `manifest.json`.
 - Answers are "Yes" or "No" ({YES}/{NO} tokens give the probability), short phrases, or a short report in English.
 
 Macro AUC over the five superclasses on clean pages: simulated patients (n = {counts["simulated"]}) and real records
-of PTB-XL fold 9 (n = {counts.get("real", 0)}); the two are never mixed. Until the joint phase it is read from a helper head.
+of PTB-XL fold 9 (n = {counts.get("real", 0)}); the two are never mixed. Until the joint phase it is read from a
+helper head.
 
 | step | phase | loss | simulated | real, fold 9 |
 |---|---|---|---|---|

@@ -130,11 +130,11 @@ class _Run:
         self.params, self.train, self.base, self.precision = params, params.train, base, precision
         self.accelerator = Accelerator(cpu=True)
         self.trained, self.validation = trained, validation
-        optimizer = torch.optim.AdamW(trained.values(), lr=self.train.learning_rate, weight_decay=self.train.weight_decay)
-        hold_batchnorm(model)
-        self.model, self.optimizer = self.accelerator.prepare(
-            model.to(memory_format=torch.channels_last), optimizer
+        optimizer = torch.optim.AdamW(
+            trained.values(), lr=self.train.learning_rate, weight_decay=self.train.weight_decay
         )
+        hold_batchnorm(model)
+        self.model, self.optimizer = self.accelerator.prepare(model.to(memory_format=torch.channels_last), optimizer)
         self.encoder = BlockEncoder(base.processor.tokenizer)
         self.pad = base.processor.tokenizer.pad_token_id
         self.step = 0
@@ -168,7 +168,13 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.history.append(
-            {"step": self.step, "loss": value, "learning_rate": rate, "gradient_norm": float(norm), "validation_auc": None}
+            {
+                "step": self.step,
+                "loss": value,
+                "learning_rate": rate,
+                "gradient_norm": float(norm),
+                "validation_auc": None,
+            }
         )
         return value
 

@@ -1,0 +1,3 @@
+"""The tiny cohort's fixtures."""
+
+from tiny_cohort import exams, records  # noqa: F401

@@ -1,0 +1,150 @@
+"""The trainer: the same bytes twice, the same bytes after a kill, learning, and clear refusals."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+
+import pytest
+from tiny_cohort import tiny_params
+
+from components.instruct.build import build_items
+from components.models.adapters import verify_adapter
+from components.params import ModelParams, UserError
+from components.training import train as module
+from components.training.train import learning_rate, train_adapter
+
+replace = dataclasses.replace
+
+
+@pytest.fixture(scope="module")
+def items(records, tmp_path_factory):
+    out = tmp_path_factory.mktemp("training") / "items"
+    build_items(tiny_params().instruct, records, out)
+    return out
+
+
+@pytest.fixture
+def params(monkeypatch):
+    monkeypatch.setattr(module, "VALIDATION_RECORDS", 12)
+    base = tiny_params()
+    lora = replace(base.train.lora, rank=4, alpha=8, dropout=0.1)
+    train = replace(
+        base.train,
+        steps=6,
+        batch_size=3,
+        questions_per_page=7,
+        eval_every=3,
+        save_every=2,
+        precision="fp32",
+        lora=lora,
+    )
+    return replace(base, train=train)
+
+
+def run(params, records, items, folder):
+    return train_adapter(params, records, items, folder / "adapter", folder / "training.csv", folder / "checkpoints")
+
+
+def test_the_same_inputs_give_the_same_bytes_and_a_killed_run_goes_on_to_them(
+    params, records, items, tmp_path, monkeypatch
+):
+    whole = run(params, records, items, tmp_path / "whole")
+    again = run(params, records, items, tmp_path / "again")
+    assert again == whole
+
+    class Killed(Exception):
+        pass
+
+    step = module._Run.train_step
+
+    def killed_at_five(self, batches):
+        if self.step == 5:
+            raise Killed
+        return step(self, batches)
+
+    monkeypatch.setattr(module._Run, "train_step", killed_at_five)
+    with pytest.raises(Killed):
+        run(params, records, items, tmp_path / "killed")
+    assert not (tmp_path / "killed" / "adapter").exists()
+    monkeypatch.setattr(module._Run, "train_step", step)
+    assert run(params, records, items, tmp_path / "killed") == whole
+    first = (tmp_path / "whole" / "training.csv").read_bytes()
+    assert (tmp_path / "killed" / "training.csv").read_bytes() == first
+    assert len(list((tmp_path / "killed" / "checkpoints").glob("*/step-*"))) <= params.train.keep_checkpoints
+
+
+def test_the_adapter_folder_verifies_and_tells_how_it_was_made(params, records, items, tmp_path):
+    manifest = run(params, records, items, tmp_path)
+    assert verify_adapter(tmp_path / "adapter") == manifest
+    assert manifest["params"]["train"]["lora"]["rank"] == 4
+    assert set(manifest["data"]) == {"records", "items"}
+    assert len(manifest["code_sha256"]) == 64
+    rows = list(csv.DictReader((tmp_path / "training.csv").open()))
+    assert [int(row["step"]) for row in rows] == list(range(1, 7))
+    assert [row["step"] for row in rows if row["validation_auc"]] == ["3", "6"]
+    assert all(math.isfinite(float(row["loss"])) for row in rows)
+
+
+def test_a_damaged_checkpoint_is_passed_over(params, records, items, tmp_path):
+    run(params, records, items, tmp_path)
+    checkpoints = sorted((tmp_path / "checkpoints").glob("*/step-*"))
+    newest = checkpoints[-1] / "tensors.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-7])
+    from components.training.checkpoints import latest
+
+    found = latest(checkpoints[0].parent)
+    assert found is not None
+    assert found.step == int(checkpoints[-2].name.removeprefix("step-"))
+    state = checkpoints[-2] / "state.json"
+    state.write_text("{")
+    assert latest(checkpoints[0].parent) is None
+
+
+def test_training_lowers_the_loss(params, records, items, tmp_path):
+    longer = replace(params, train=replace(params.train, steps=30, batch_size=4, learning_rate=0.004, eval_every=30))
+    run(longer, records, items, tmp_path)
+    losses = [float(row["loss"]) for row in csv.DictReader((tmp_path / "training.csv").open())]
+    assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
+
+
+def test_a_loss_that_is_no_number_names_the_records(params, records, items, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "answer_loss", lambda model, packed: packed.weights.sum() * math.nan)
+    with pytest.raises(UserError, match=r"loss of step 0 is nan.*sim-riverside-"):
+        run(params, records, items, tmp_path)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_items_of_other_records_are_refused(params, records, items, tmp_path):
+    import pyarrow.parquet as pq
+
+    other = tmp_path / "items"
+    other.mkdir()
+    for path in items.glob("*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.slice(table.num_rows // 2), other / path.name)
+    (other / "manifest.json").write_text(json.dumps({}))
+    with pytest.raises(UserError, match="dvc repro instruct"):
+        run(params, records, other, tmp_path)
+
+
+def test_the_code_path_of_llama_vision_trains(params, records, items, tmp_path):
+    small = replace(params.train, steps=2, batch_size=2, eval_every=2, save_every=2)
+    llama = replace(
+        params, model=ModelParams("ecg-llama-tiny", None), train=replace(small, lora=replace(small.lora, exclude=()))
+    )
+    manifest = run(llama, records, items, tmp_path)
+    assert manifest["base"] == "ecg-llama-tiny"
+    assert any("cross_attn" in name for name in manifest["modules"])
+    assert any("vision_model" in name for name in manifest["modules"])
+
+
+def test_learning_rate_warms_up_and_falls_to_zero(params):
+    train = replace(params.train, steps=100, warmup_fraction=0.1, learning_rate=1.0)
+    rates = [learning_rate(step, train) for step in range(100)]
+    assert rates[9] == max(rates) == 1.0
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[-1] < 0.01
+    assert rates[10:] == sorted(rates[10:], reverse=True)
