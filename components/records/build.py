@@ -63,7 +63,7 @@ def _simulated(params: RecordsParams) -> Source:
     from components.records.simulator import read_cohort, simulate_cohort
 
     cohort = read_cohort(Path(params.source_dir) / "cohort.yaml")
-    records: Iterator[Record] = simulate_cohort(cohort, params.sampling_rate_hz)
+    records: Iterator[Record] = simulate_cohort(cohort, params.sampling_rate_hz, params.seconds)
     if params.limit is not None:
         records = _limit_folds(records, params.limit)
     return Source("simulator", cohort.patients, records)

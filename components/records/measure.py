@@ -3,8 +3,9 @@
 QRS detection follows Pan and Tompkins (1985, 10.1109/TBME.1985.325532) - slope, moving mean, refractory rule
 for T waves - on the median slope of the eight independent leads, so that a few noisy leads do not matter. QRS
 duration is the time that the spatial velocity of the median beat stays above a share of its peak. Measured on
-folds 1-8 of PTB-XL's 2,801-record part: 96 % of complete bundle branch blocks get 120 ms or more, 98 % of
-normal ECGs less than 110 ms. PR and QT are not measured here.
+folds 1-8 of PTB-XL's 2,801-record part: 93 % of complete bundle branch blocks get 120 ms or more, 99 % of
+normal ECGs less than 110 ms. Of simulated records 90 % get the true rate within 1 bpm and the axis within 7
+degrees. PR and QT are not measured here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ INDEPENDENT = [0, 1, 6, 7, 8, 9, 10, 11]  # I, II, V1..V6: the other four leads 
 DETECTION_HZ = 100
 VELOCITY_HZ = 500
 EDGE_S = 0.15  # recordings often end in a step
+
+QRS_SHARE, QRS_CHECK = 0.04, 0.06  # of the peak velocity; a width that depends on which is not reliable
 
 _BEFORE_S, _AFTER_S = 0.25, 0.45
 
@@ -41,9 +44,10 @@ def measure(signal_uv: NDArray[np.int16], sampling_rate_hz: int) -> dict[str, fl
     beat = _median_beat(signal_uv, beats, sampling_rate_hz)
     if beat is None:
         return found
-    onset, end = _qrs_bounds(beat, sampling_rate_hz)
-    if 0.05 <= end - onset <= 0.2:  # beyond: the T wave or noise ran into it
-        found["qrs_ms"] = float(round((end - onset) * 1000))
+    onset, end, doubt = _qrs_bounds(beat, sampling_rate_hz)
+    if 0.05 <= end - onset <= 0.2:  # beyond: a P wave, a T wave or noise ran into it
+        if doubt < 0.02:
+            found["qrs_ms"] = float(round((end - onset) * 1000))
         axis = _axis(beat, onset, end, sampling_rate_hz)
         if axis is not None:
             found["axis_deg"] = round(axis, 1)
@@ -90,8 +94,8 @@ def _median_beat(
     return np.asarray(np.median(cut, axis=0), np.float32)
 
 
-def _qrs_bounds(beat: NDArray[np.float32], sampling_rate_hz: int) -> tuple[float, float]:
-    """Onset and end of the QRS of a median beat, in seconds from the beat's start."""
+def _qrs_bounds(beat: NDArray[np.float32], sampling_rate_hz: int) -> tuple[float, float, float]:
+    """Onset and end of the QRS of a median beat, in seconds from the beat's start, and how far the check differs."""
     up = max(1, round(VELOCITY_HZ / sampling_rate_hz))
     rate = sampling_rate_hz * up
     fine = resample_poly(beat[INDEPENDENT], up, 1, axis=1) if up > 1 else beat[INDEPENDENT]
@@ -104,14 +108,20 @@ def _qrs_bounds(beat: NDArray[np.float32], sampling_rate_hz: int) -> tuple[float
     before = velocity[centre - round(0.22 * rate) : centre - round(0.1 * rate)]
     after = velocity[centre + round(0.1 * rate) : centre + round(0.3 * rate)]
     floor = min(float(np.median(before)), float(np.median(after)))
-    peak = int(np.argmax(window))
-    fast = np.flatnonzero(window >= floor + 0.03 * (float(window[peak]) - floor))
-    # The run around the peak, gaps shorter than 16 ms (a notch, a turning point) bridged.
-    breaks = np.flatnonzero(np.diff(fast) > round(0.016 * rate))
-    place = int(np.searchsorted(fast, peak))
-    first = fast[int(breaks[breaks < place].max()) + 1] if (breaks < place).any() else fast[0]
-    last = fast[int(breaks[breaks >= place].min())] if (breaks >= place).any() else fast[-1]
-    return (start + int(first)) / rate, (start + int(last)) / rate
+    height = window - floor
+    first, last = _run_around_peak(height, QRS_SHARE, round(0.016 * rate))
+    inner_first, inner_last = _run_around_peak(height, QRS_CHECK, round(0.016 * rate))
+    doubt = ((last - first) - (inner_last - inner_first)) / rate
+    return (start + first) / rate, (start + last) / rate, doubt
+
+
+def _run_around_peak(height: NDArray[np.float64], share: float, bridge: int) -> tuple[int, int]:
+    """First and last sample of the run at or above `share` of the peak, gaps up to `bridge` samples bridged."""
+    peak = int(np.argmax(height))
+    above = np.flatnonzero(height >= share * height[peak])
+    runs = np.split(above, np.flatnonzero(np.diff(above) > bridge) + 1)
+    around = next(run for run in runs if run[0] <= peak <= run[-1])
+    return int(around[0]), int(around[-1])
 
 
 def _axis(beat: NDArray[np.float32], onset: float, end: float, sampling_rate_hz: int) -> float | None:

@@ -131,7 +131,7 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
             rows = list(reader)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); expected PTB-XL's table there: restore it from {HOME}"
+            f"{path}: cannot be read ({error.strerror}); expected a table of PTB-XL: restore it from {HOME}"
         ) from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: is no UTF-8 table ({error}); restore it from {HOME}") from error

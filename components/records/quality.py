@@ -47,7 +47,7 @@ def drop_reason(
     if apart > LIMB_APART_UV and share > LIMB_CONTRADICT:
         return (
             "limb leads contradict",
-            f"Einthoven and Goldberger residual {apart:.0f} µV, {share:.0%} of the leads",
+            f"Einthoven and Goldberger residual {apart:.0f} µV, {share:.0%} of I and II",
         )
     return None
 
@@ -73,17 +73,16 @@ def flags(signal_uv: NDArray[np.int16], sampling_rate_hz: int) -> tuple[str, ...
 
 
 def _limb_residual(signal: NDArray[np.int32]) -> tuple[float, float]:
-    """Root mean square (µV) by which the worst limb lead departs from what I and II imply, and as a share of
-    it.
+    """Root mean square (µV) by which the worst limb lead departs from what I and II imply; its share of them.
 
     III = II - I (Einthoven); aVR = -(I + II) / 2, aVL = I - II / 2, aVF = II - I / 2 (Goldberger).
     """
     one, two = signal[0].astype(float), signal[1].astype(float)
     implied = np.stack([two - one, -(one + two) / 2, one - two / 2, two - one / 2])
     residual = np.sqrt(np.mean((signal[2:6] - implied) ** 2, axis=1))
-    size = np.sqrt(np.mean(implied**2, axis=1))
-    worst = int(np.argmax(residual))
-    return float(residual[worst]), float(residual[worst] / max(size[worst], 1.0))
+    size = float(np.sqrt(np.mean(one**2 + two**2)))
+    worst = float(residual.max())
+    return worst, worst / max(size, 1.0)
 
 
 def _correlation(first: NDArray[np.int32], second: NDArray[np.int32], sampling_rate_hz: int) -> float:

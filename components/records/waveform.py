@@ -89,7 +89,7 @@ def parse_header(text: str, name: str) -> Header:
         leads = tuple(_LEAD_BY_NAME.get(" ".join(line[8:]).upper(), " ".join(line[8:])) for line in signals)
     except (IndexError, KeyError, ValueError, ZeroDivisionError) as error:
         raise BadRecord("unreadable header", f"{name}: {type(error).__name__} {error}") from error
-    if len(signals) != count or len(scales) != count or samples <= 0:
+    if len(signals) != count or len(scales) != count or samples <= 0 or not np.isfinite(scales).all():
         found = f"{name}: {len(signals)} signal lines of {count}, {len(scales)} gains, {samples} samples"
         raise BadRecord("unreadable header", found)
     if formats != {"16"} or len(files) != 1 or "/" in (file := files.pop()):
