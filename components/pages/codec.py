@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,11 @@ def decode(source: bytes | Path | str) -> Image:
     name = "image" if isinstance(source, bytes) else str(source)
     data = source if isinstance(source, bytes) else _read(Path(source))
     try:
-        with Pillow.open(io.BytesIO(data), formats=_FORMATS) as file:
+        with warnings.catch_warnings():
+            # Pillow warns of large pictures where this refuses them
+            warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
+            file = Pillow.open(io.BytesIO(data), formats=_FORMATS)
+        with file:
             _check_size(name, *file.size)
             picture = ImageOps.exif_transpose(file)
             picture.load()
@@ -114,7 +119,8 @@ def find_palette(page: Image, index: Image, colours: Image) -> int:
                         return 0
                     slots[at] = colour
                     codes[at] = count
-                    colours[count] = page[y, x]
+                    for c in range(3):
+                        colours[count, c] = page[y, x, c]
                     count += 1
                 last, code = colour, codes[at]
             index[y, x] = code

@@ -34,9 +34,7 @@ class PalettePage:
         return raster.paint(self.index, self.colours)
 
 
-def draw(
-    signal_uv: NDArray[np.int16], sampling_rate_hz: float, spec: PageSpec, header: Header | None = None
-) -> Image:
+def draw(signal_uv: NDArray[np.int16], sampling_rate_hz: float, spec: PageSpec, header: Header | None = None) -> Image:
     """The page as RGB uint8 [height, width, 3].
 
     `signal_uv` is int16 [12, samples] in microvolts, leads in the order of `layout.LEADS`. A signal shorter
@@ -83,7 +81,7 @@ def _checked(signal: NDArray[np.int16], rate: float) -> NDArray[np.int16]:
         found = f"{signal.shape[1]} samples at {rate} Hz"
         raise UserError(f"signal to draw has {found}; expected at least 2 at a rate above 0")
     # kernels are compiled once, for contiguous writable arrays
-    return np.require(signal, requirements="CW")
+    return np.require(signal, requirements=["C", "W"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +155,7 @@ def _ink(signal: NDArray[np.int16], rate: float, spec: PageSpec, paper: _Paper, 
     pen = spec.ink_width_mm * scale
     px_per_uv = spec.gain_mm_mv / 1000 * scale
     entries = np.array(
-        [
-            (s.lead, s.sign, s.start_s * rate, s.seconds * rate, s.x_mm * scale, s.baseline_mm * scale)
-            for s in table
-        ]
+        [(s.lead, s.sign, s.start_s * rate, s.seconds * rate, s.x_mm * scale, s.baseline_mm * scale) for s in table]
     )
     raster.stroke(mask, signal, entries, rate / (spec.speed_mm_s * scale), px_per_uv, pen)
     _calibration(mask, spec, paper, table, px_per_uv, pen)
@@ -176,9 +171,7 @@ _pulse[0, int(1.5 * _PULSE_STEPS) : int(6.5 * _PULSE_STEPS)] = 1000
 """8 mm of paper: baseline, 1 mV for 5 mm, baseline."""
 
 
-def _calibration(
-    mask: Mask, spec: PageSpec, paper: _Paper, table: list[Segment], px_per_uv: float, pen: float
-) -> None:
+def _calibration(mask: Mask, spec: PageSpec, paper: _Paper, table: list[Segment], px_per_uv: float, pen: float) -> None:
     if spec.calibration == "none":
         return
     scale = paper.px_per_mm
@@ -188,11 +181,7 @@ def _calibration(
     # stroke() centres a signal on its mean: 5/8 of a millivolt
     lift = 0.625 * spec.gain_mm_mv
     entries = np.array(
-        [
-            (0, 1, 0, _pulse.shape[1], x * scale, (s.baseline_mm - lift) * scale)
-            for s in table
-            if s.column == 0
-        ]
+        [(0, 1, 0, _pulse.shape[1], x * scale, (s.baseline_mm - lift) * scale) for s in table if s.column == 0]
     )
     raster.stroke(mask, _pulse, entries, _PULSE_STEPS / scale, px_per_uv, pen)
 
@@ -253,9 +242,7 @@ def _text(mask: Mask, spec: PageSpec, paper: _Paper, header: Header) -> None:
             x = paper.width_mm - _EDGE_MM - 1.0 - raster.text_width(spec.font, settings, size)
         lines.append((settings, x, paper.height_mm - 0.5 * spec.font_mm))
     scale = paper.px_per_mm
-    raster.write(
-        mask, spec.font, [(text, x * scale, y * scale, size * scale) for text, x, y in lines if text]
-    )
+    raster.write(mask, spec.font, [(text, x * scale, y * scale, size * scale) for text, x, y in lines if text])
 
 
 def _grid(spec: PageSpec, paper: _Paper) -> tuple[Mask, Mask, bool, NDArray[np.int64]]:

@@ -275,9 +275,7 @@ def _write(
 
 
 @kernel
-def grid_profile(
-    length_px: int, first_px: float, pitch_px: float, width_px: float, snapped: bool, fifth: bool
-) -> Mask:
+def grid_profile(length_px: int, first_px: float, pitch_px: float, width_px: float, snapped: bool, fifth: bool) -> Mask:
     """Coverage [length_px] of a page's rows or columns by lines `pitch_px` apart.
 
     Every fifth line from `first_px` on is a major one: `fifth` draws these alone, else all but these. A line
@@ -347,7 +345,8 @@ def blend(
                 ground = plain[j] + minor * slope[j]
                 line[j] = ground + (bold[j] - ground) * major
         else:
-            line[:] = bare
+            for j in range(length):
+                line[j] = bare[j]
         for x in range(width):
             if mask[y, x] > 0:
                 ink = np.floor(min(mask[y, x], one) * levels + half) / levels
@@ -359,9 +358,7 @@ def blend(
 
 
 @kernel
-def classify(
-    mask: Mask, columns: Mask, rows: Mask, dotted: bool, box: NDArray[np.int64], index: Image
-) -> None:
+def classify(mask: Mask, columns: Mask, rows: Mask, dotted: bool, box: NDArray[np.int64], index: Image) -> None:
     """Write `index` [height, width] = grid class (0 paper, 1 minor, 2 major) * INK_LEVELS + ink level.
 
     For snapped grids, whose profiles are 0 or 1: the palette form of `blend`.

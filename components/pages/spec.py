@@ -63,8 +63,8 @@ class Artefacts:
     """
 
     rotation_deg: float = 0.0
-    corners: tuple[float, ...] = (0.0,) * 8
-    surround: tuple[int, int, int] = (255, 255, 255)
+    corners: tuple[float, float, float, float, float, float, float, float] = (0.0,) * 8
+    surround: RGB = (255, 255, 255)
     shade: float = 0.0
     shade_direction_deg: float = 0.0
     texture: float = 0.0
@@ -431,10 +431,8 @@ def check(page: PageSpec) -> None:
         if not low <= found <= high:
             raise UserError(f"page spec: {key} is {found}; expected a number from {low:g} to {high:g}")
     if not 0.5 <= page.height_px / page.width_px <= 2:
-        raise UserError(
-            f"page spec: {page.width_px} x {page.height_px} px is no page; expected neither side more than twice "
-            "the other"
-        )
+        found = f"{page.width_px} x {page.height_px} px"
+        raise UserError(f"page spec: {found} is no page; expected no side more than twice the other")
 
 
 _DICE = 128
@@ -490,12 +488,12 @@ def _made_up_header(dice: _Dice, hospital: str) -> Header:
 
 def _artefacts(dice: _Dice, style: PageStyle) -> Artefacts:
     reach = dice.sometimes(style.perspective, 0.0)
-    corners = tuple(round(reach * (2 * dice.roll() - 1), 5) for _ in range(8))
+    a, b, c, d, e, f, g, h = (round(reach * (2 * dice.roll() - 1), 5) + 0.0 for _ in range(8))
     contrast = dice.sometimes(style.contrast, 1.0)
     yellow = dice.sometimes(style.yellowing, 0.0)
     return Artefacts(
         rotation_deg=dice.sometimes(style.rotation, 0.0),
-        corners=corners if reach else (0.0,) * 8,
+        corners=(a, b, c, d, e, f, g, h),
         surround=dice.pick(style.surrounds),
         shade=dice.sometimes(style.shade, 0.0),
         shade_direction_deg=dice.between((0.0, 360.0)),
@@ -526,7 +524,10 @@ def _revive(kind: Any, value: Any, place: str) -> Any:
     if typing.get_origin(kind) is types.UnionType:
         return None if value is None else _revive(typing.get_args(kind)[0], value, place)
     if typing.get_origin(kind) is tuple and isinstance(value, (list, tuple)):
-        return tuple(_revive(typing.get_args(kind)[0], item, place) for item in value)
+        items = typing.get_args(kind)
+        if items[-1] is not ... and len(items) != len(value):
+            raise UserError(f"{place}: found {len(value)} values, expected {len(items)}")
+        return tuple(_revive(items[0], item, place) for item in value)
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         hints = typing.get_type_hints(kind)
         for key in value:
