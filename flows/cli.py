@@ -55,10 +55,11 @@ def retrain(
         from flows import preflight, recipes, show
         from flows.project import quiet_prefect
 
-        params, changes = recipes.put_in_force(recipe, overrides or [])
-        show.changes(changes)
-        preflight.check(params)
-        done = preflight.nothing_to_do(params)
+        chosen = recipes.resolve(recipe, overrides or [])
+        preflight.check(chosen.params)
+        show.changes(chosen.changes)
+        chosen.put_in_force()
+        done = preflight.nothing_to_do(chosen.params)
         if done is not None:
             return done
         quiet_prefect()
@@ -324,3 +325,7 @@ def _fail(code: int, message: str) -> int:
         print(json.dumps({"status": "error", "error": message, "exit_code": code}, indent=1), flush=True)
     print(f"ecg: {message}", file=sys.stderr)
     return code
+
+
+if __name__ == "__main__":
+    main()

@@ -41,43 +41,37 @@ class Recipe:
     summary: str  # the first comment line of its file
 
 
-def put_in_force(
-    recipe: str | None, overrides: Sequence[str], params_file: Path = PARAMS_FILE, folder: Path = RECIPES
-) -> tuple[Params, list[Change]]:
-    """Resolve `recipe` (None: what is in force) and `overrides` (`a.b=c`), and write `params_file`.
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """A recipe with its overrides: the checked params, params.yaml's new text, and what changes in it."""
 
-    Returns the checked params and what changed against the file as it was.
+    params: Params
+    text: str
+    changes: tuple[Change, ...]
 
-    Raises:
-        UserError: unknown recipe, unknown key, wrong type, malformed override. The file stays as it was.
-    """
-    text = resolve(recipe, overrides, params_file, folder)
-    params = parse_params(_parse(text, str(params_file)), str(params_file))
-    before = _flat(_in_force(params_file))
-    after = _flat(_parse(text, str(params_file)))
-    changes = [Change(key, before.get(key), new) for key, new in after.items() if before.get(key) != new]
-    if not params_file.exists() or text != params_file.read_text():
-        write_text(params_file, text)
-    return params, changes
+    def put_in_force(self, params_file: Path = PARAMS_FILE) -> None:
+        """Write `params_file`, whole or not at all; a file that says the same already is left alone."""
+        if not params_file.exists() or params_file.read_text() != self.text:
+            write_text(params_file, self.text)
 
 
 def resolve(
     recipe: str | None, overrides: Sequence[str] = (), params_file: Path = PARAMS_FILE, folder: Path = RECIPES
-) -> str:
-    """The text of params.yaml for `recipe` with `overrides`, comments of the default kept.
+) -> Resolution:
+    """Resolve `recipe` (None: what is in force) with `overrides` (`a.b=c`); nothing is written.
 
     Raises:
-        UserError: as `put_in_force`.
+        UserError: unknown recipe, unknown key, wrong type, malformed override; names the file or option.
     """
     if recipe is None:
         if not params_file.exists():
             raise UserError(f"{params_file}: is missing; name a recipe to put in force, as `--recipe {DEFAULT_RECIPE}`")
-        layers = [(str(params_file), load_yaml(params_file))]
         document, header = params_file, _header(params_file)
+        layers = [(str(params_file), load_yaml(params_file))]
     else:
-        layers = _chain(recipe, folder)
-        document, header = _file(layers[0][0], folder), _header(_file(recipe, folder))
-        layers = [(str(_file(name, folder)), tree) for name, tree in layers]
+        chain = _chain(recipe, folder)
+        document, header = _file(chain[0][0], folder), _header(_file(recipe, folder))
+        layers = [(str(_file(name, folder)), tree) for name, tree in chain]
     layers += [("--set", _override(text)) for text in overrides]
 
     yaml = _round_trip()
@@ -90,8 +84,13 @@ def resolve(
         tree["recipe"] = recipe
     stream = io.StringIO()
     yaml.dump(tree, stream)
-    body = "\n".join(stream.getvalue().splitlines()[len(_header(document)) :])
-    return "\n".join([*header, body]) + "\n"
+    body = stream.getvalue().splitlines()[len(_header(document)) :]
+    text = "\n".join([*header, *body]) + "\n"
+
+    resolved = _parse(text, str(params_file))
+    before, after = _flat(_in_force(params_file)), _flat(resolved)
+    changes = tuple(Change(key, before.get(key), new) for key, new in after.items() if before.get(key) != new)
+    return Resolution(parse_params(resolved, str(params_file)), text, changes)
 
 
 def list_recipes(folder: Path = RECIPES) -> list[Recipe]:

@@ -29,6 +29,7 @@ from flows.stage import Outcome, no_orphans, run_stage
 
 if TYPE_CHECKING:
     from components.registry.gate import Verdict
+    from components.registry.register import Registered
 
 SECONDS_BETWEEN_ARTIFACTS = 5.0
 TWO_AT_ONCE = cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=2))  # train ∥ baseline
@@ -47,8 +48,10 @@ def retrain(recipe: str | None = None, overrides: Sequence[str] = ()) -> report.
         UserError: a check found what a user has to mend before a run can start.
         StageFailed: a stage ended with an error.
     """
-    params, _ = recipes.put_in_force(recipe, overrides)
+    chosen = recipes.resolve(recipe, overrides)
+    params = chosen.params
     preflight.check(params)
+    chosen.put_in_force()
     done = preflight.nothing_to_do(params)
     if done is not None:
         return done
@@ -67,9 +70,10 @@ def retrain(recipe: str | None = None, overrides: Sequence[str] = ()) -> report.
         card = start("card", answers)
         finish([records, items, exams, adapter, baseline, answers, card])
 
-    version = register(params)
-    verdict = gate(params, version)
-    answer = report.summarize("registered", params, version, verdict)
+    registered = register(params)
+    verdict = gate(params, registered.version)
+    status = "registered" if registered.created else "nothing-to-do"
+    answer = report.summarize(status, params, registered.version, verdict)
     publish(answer, params)
     return answer
 
@@ -95,18 +99,17 @@ def stage(name: str, progress: show.StageProgress) -> Outcome:
 
 
 @task(cache_policy=NO_CACHE)
-def register(params: Params) -> int:
-    """Register what the pipeline made, once for each state of dvc.lock; returns the version's number."""
+def register(params: Params) -> Registered:
+    """Register what the pipeline made, once for each state of dvc.lock."""
     from components.registry.register import register as register_version
 
-    registered = register_version(
+    return register_version(
         params,
         Path.cwd(),
         git_rev=project.git_revision(),
         dvc_lock_md5=report.lock_md5(),
         data_md5=report.data_md5(),
     )
-    return registered.version
 
 
 @task(cache_policy=NO_CACHE)

@@ -132,9 +132,7 @@ def dotted(node: ast.expr) -> str:
 def bare_uses(tree: ast.AST) -> set[str]:
     """Attribute chains that are not the inside of a longer one."""
     inside = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    return {
-        dotted(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and id(node) not in inside
-    }
+    return {dotted(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and id(node) not in inside}
 
 
 def test_every_data_dep_is_made_by_a_stage_or_is_the_source() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.params import UserError, load_params
-from flows.recipes import Change, list_recipes, put_in_force, resolve
+from flows.recipes import Change, list_recipes, resolve
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = REPOSITORY / "recipes"
@@ -24,11 +24,14 @@ def params_file(tmp_path: Path) -> Path:
 
 
 def put(recipe: str | None, overrides: list[str], params_file: Path, folder: Path = RECIPES) -> list[Change]:
-    return put_in_force(recipe, overrides, params_file, folder)[1]
+    resolution = resolve(recipe, overrides, params_file, folder)
+    resolution.put_in_force(params_file)
+    assert load_params(params_file) == resolution.params
+    return list(resolution.changes)
 
 
 def test_committed_params_are_the_default_recipe() -> None:
-    assert PARAMS.read_text() == resolve("ecg-tiny", folder=RECIPES)
+    assert PARAMS.read_text() == resolve("ecg-tiny", folder=RECIPES).text
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -154,5 +157,5 @@ def test_chains_apply_from_the_ground_up(tmp_path: Path, params_file: Path) -> N
 @settings(max_examples=25, deadline=None)
 @given(st.floats(min_value=1e-12, max_value=1e12))
 def test_every_float_survives_the_file(value: float) -> None:
-    text = resolve("ecg-tiny", [f"train.learning_rate={value!r}"], folder=RECIPES)
+    text = resolve("ecg-tiny", [f"train.learning_rate={value!r}"], folder=RECIPES).text
     assert yaml.safe_load(text)["train"]["learning_rate"] == value

@@ -1,0 +1,12 @@
+"""One small clone a module."""
+
+from __future__ import annotations
+
+import pytest
+from clones import Project, small_clone
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """One small clone for the tests of a module, which run in the order they stand in."""
+    return small_clone(tmp_path_factory.mktemp("project"))

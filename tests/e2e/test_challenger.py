@@ -1,0 +1,74 @@
+"""New patients arrive: a challenger meets the champion, replaces it, and is rolled back. In this order."""
+
+from __future__ import annotations
+
+import pytest
+from clones import PATIENTS, Project
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def champion(project: Project) -> dict:
+    """Version 1, promoted."""
+    answer = project.json("retrain")
+    project.ecg("approve", "1", "--by", "Ada")
+    project.ecg("decide")
+    return answer
+
+
+@pytest.fixture(scope="module")
+def challenger(project: Project, champion: dict) -> dict:
+    """Version 2, of a larger cohort."""
+    arrived = project.json("simulate", "--add", "40")
+    assert (arrived["added"], arrived["patients"], arrived["hospital"]) == (40, PATIENTS + 40, "riverside")
+    assert project.json("status")["changed_stages"] == ["records"]
+    return project.json("retrain")
+
+
+def test_new_patients_make_a_challenger_that_is_compared_with_the_champion(
+    project: Project, champion: dict, challenger: dict
+) -> None:
+    assert (champion["version"], champion["champion"]) == (1, None)
+    assert (challenger["status"], challenger["version"], challenger["champion"]) == ("registered", 2, 1)
+    assert [rule["name"] for rule in challenger["rules"]] == ["beats the base", "beats the champion"]
+    assert challenger["rules"][1]["n"] == challenger["metrics"]["super"]["adapter"]["auc_macro"]["n"]
+    newest, oldest = project.json("status")["versions"]
+    assert (newest["aliases"], newest["stage"]) == (["challenger"], "Staging")
+    assert (oldest["aliases"], oldest["stage"]) == (["champion"], "Production")
+
+
+def test_an_approved_challenger_replaces_the_champion(project: Project, challenger: dict) -> None:
+    project.ecg("approve", "2", "--by", "Grace", "--note", "more patients")
+    (decision,) = project.json("decide")["decisions"]
+    assert (decision["version"], decision["action"]) == (2, "promoted")
+    newest, oldest = project.json("status")["versions"]
+    assert (newest["aliases"], newest["stage"]) == (["champion"], "Production")
+    assert (oldest["aliases"], oldest["stage"]) == (["previous-champion"], "Archived")
+    assert project.json("decide")["decisions"] == []
+
+
+def test_a_rollback_returns_to_the_former_champion(project: Project, challenger: dict) -> None:
+    move = project.json("rollback", "--by", "Ada", "--reason", "worse at night")
+    assert (move["to"], move["since"]) == (1, 2)
+    newest, oldest = project.json("status")["versions"]
+    assert (newest["stage"], oldest["stage"], oldest["aliases"]) == ("Archived", "Production", ["champion"])
+
+
+def test_a_closed_gate_ends_well_unless_asked_otherwise(project: Project, challenger: dict) -> None:
+    """Another seed is another adapter; no adapter is better than the base by 0.9."""
+    strict = ["--set", "train.seed=1", "--set", "gate.beat_base_by=0.9"]
+    answer = project.json("retrain", *strict, "--fail-on-reject", code=3)
+    assert (answer["status"], answer["version"], answer["gate"]) == ("registered", 3, "failed")
+    again = project.json("retrain")
+    assert (again["status"], again["gate"]) == ("nothing-to-do", "failed")
+    newest = project.json("status")["versions"][0]
+    assert (newest["aliases"], newest["stage"], newest["approval"]) == ([], "None", None)
+    assert "only versions that passed" in project.ecg("approve", "3", "--by", "Ada", code=2).stderr
+
+
+def test_an_earlier_recipe_is_restored_not_recomputed(project: Project, challenger: dict) -> None:
+    """DVC's run cache brings back what the same inputs made before, and the registry knows it."""
+    answer = project.json("retrain", "--set", "train.seed=0", "--set", "gate.beat_base_by=-1.0")
+    assert (answer["status"], answer["version"]) == ("nothing-to-do", 2)
+    assert "is cached - skipping run" in (project.root / "logs" / "train.log").read_text()
