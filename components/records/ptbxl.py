@@ -58,9 +58,7 @@ def read_ptbxl(params: RecordsParams) -> Source:
     numbers = [_ecg_id(row, folder / DATABASE) for row in rows]
     number, times = Counter(numbers).most_common(1)[0]
     if times > 1:
-        raise UserError(
-            f"{folder / DATABASE}: ecg_id {number} is there {times} times; expected once: restore the file"
-        )
+        raise UserError(f"{folder / DATABASE}: ecg_id {number} is there {times} times; expected once: restore the file")
     rows = [row for _, row in sorted(zip(numbers, rows, strict=True), key=lambda pair: pair[0])]
     _check_codes(rows, folder / DATABASE)
     if params.limit is not None:
@@ -154,9 +152,7 @@ def _check_vocabulary(rows: list[dict[str, str]], path: Path) -> None:
     for row in rows:
         code, superclass = row[""], row.get("diagnostic_class", "") or None
         if code not in STATEMENTS:
-            raise UserError(
-                f"{path}: unknown statement {code!r}; expected the {len(STATEMENTS)} SCP codes of PTB-XL"
-            )
+            raise UserError(f"{path}: unknown statement {code!r}; expected the {len(STATEMENTS)} SCP codes of PTB-XL")
         if superclass != STATEMENTS[code].superclass:
             raise UserError(
                 f"{path}: statement {code} has diagnostic_class {superclass}, expected "

@@ -26,9 +26,7 @@ LIMB_CONTRADICT = 0.5  # residual half as large as the leads: exchanged or forei
 ARMS_EXCHANGED = -0.8
 
 
-def drop_reason(
-    signal_uv: NDArray[np.int16], sampling_rate_hz: int, seconds: float
-) -> tuple[str, str] | None:
+def drop_reason(signal_uv: NDArray[np.int16], sampling_rate_hz: int, seconds: float) -> tuple[str, str] | None:
     """(reason, detail) when the record must be set aside, else None. `signal_uv` is int16 [12, samples]."""
     duration = signal_uv.shape[1] / sampling_rate_hz
     if duration < seconds:
@@ -97,11 +95,7 @@ def _correlation(first: NDArray[np.int32], second: NDArray[np.int32], sampling_r
 def _holds(condition: NDArray[np.bool_], count: int) -> bool:
     """Whether any row of `condition` [leads, samples] is true for `count` samples in a row."""
     sums = np.cumsum(np.pad(condition.astype(np.int32), ((0, 0), (1, 0))), axis=1)
-    return (
-        bool((sums[:, count:] - sums[:, :-count] == count).any())
-        if condition.shape[1] >= count > 0
-        else False
-    )
+    return bool((sums[:, count:] - sums[:, :-count] == count).any())
 
 
 def _leads(which: NDArray[np.bool_]) -> str:

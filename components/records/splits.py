@@ -49,7 +49,5 @@ def verify_patients(assignments: Iterable[tuple[str, str, int]]) -> None:
 
 def split_sha256(assignments: Iterable[tuple[str, str, int]]) -> str:
     """Hex SHA-256 over the sorted lines `record_id TAB patient_id TAB split TAB fold`."""
-    lines = sorted(
-        f"{record}\t{patient}\t{split_of(fold)}\t{fold}\n" for record, patient, fold in assignments
-    )
+    lines = sorted(f"{record}\t{patient}\t{split_of(fold)}\t{fold}\n" for record, patient, fold in assignments)
     return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -237,9 +237,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); expected a record store: {_REMEDY}"
-        ) from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a record store: {_REMEDY}") from error
     except ValueError as error:
         raise UserError(f"{path}: is no JSON ({error}): {_REMEDY}") from error
     found = manifest.get("format") if isinstance(manifest, dict) else None
