@@ -260,8 +260,10 @@ def ui(
 
 def main() -> None:
     """The entry point: whatever goes wrong ends in one message and an exit code."""
+    from flows.project import quiet_mlflow
     from flows.stage import StageFailed
 
+    quiet_mlflow()
     try:
         code = app(prog_name="ecg", standalone_mode=False)
     except typer.TyperException as error:  # a wrong option or argument

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 from components.params import UserError
@@ -48,6 +49,17 @@ def git_revision() -> str:
     code = ["components", "flows", "dvc.yaml", "requirements.lock"]
     changed = subprocess.run(["git", "status", "--porcelain", "--", *code], capture_output=True, text=True)
     return found.stdout.strip() + ("-dirty" if changed.stdout.strip() else "")
+
+
+def quiet_mlflow() -> None:
+    """Keep MLflow's own bars, news and advice off the terminal; call it before mlflow is first imported."""
+    for key, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+    }.items():
+        os.environ.setdefault(key, value)
+    warnings.filterwarnings("ignore", module=r"mlflow\.")
 
 
 def quiet_prefect() -> None:

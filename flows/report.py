@@ -81,11 +81,16 @@ def markdown(report: Document) -> str:
 
 
 def scores(report: Document, exam: str, metrics: Iterable[str]) -> list[Document]:
-    """One row a subject of `exam`: subject, then each of `metrics` as value [low, high]."""
+    """One row a subject of `exam`, differences at the end: subject, each of `metrics` as value [low, high]."""
     return [
-        {"subject": subject, **{metric: figure(named.get(metric)) for metric in metrics}}
+        {"subject": subject.replace("_minus_", " − "), **{metric: figure(named.get(metric)) for metric in metrics}}
         for subject, named in report["metrics"].get(exam, {}).items()
     ]
+
+
+def exam_records(report: Document, exam: str, metric: str) -> int:
+    """How many test records `metric` of `exam` rests on; 0 where it was not measured."""
+    return max((named.get(metric, {}).get("n") or 0 for named in report["metrics"][exam].values()), default=0)
 
 
 def figure(estimate: Document | None) -> str:

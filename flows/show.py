@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.recipes import Change
-from flows.report import Document, figure, scores
+from flows.report import Document, exam_records, figure, scores
 
 METRICS = {
     "auc_macro": "macro AUC",
@@ -51,8 +51,9 @@ def changes(changed: Sequence[Change]) -> None:
 def report(answer: Document) -> None:
     """The end of a retraining: who reads how well, what the gate said, what to do next."""
     for exam in answer["metrics"]:
-        rows = scores(answer, exam, METRICS)
-        table(f"Exam '{exam}'", ["", *METRICS.values()], [tuple(row.values()) for row in rows])
+        records = exam_records(answer, exam, next(iter(METRICS)))
+        rows = [tuple(row.values()) for row in scores(answer, exam, METRICS)]
+        table(f"Exam '{exam}', {records} test records", ["", *METRICS.values()], rows)
     table(
         f"Gate {answer['gate']}",
         ["rule", "found", "needed", "verdict"],
@@ -62,9 +63,9 @@ def report(answer: Document) -> None:
     number = answer["version"]
     state = "is registered" if answer["status"] == "registered" else "is registered already: nothing to do"
     say(f"{answer['model']} version {number} {state}.")
-    say("Look at it:  make ui                       (MLflow), reports/card/card.html (the model card)")
+    say("Look at it:  make ui (MLflow: runs, versions, approval); reports/card/card.html (the model card)")
     if answer["gate"] == "passed":
-        say(f"Approve it:  ecg approve {number} --by NAME, then: ecg decide")
+        say(f"Approve it:  ecg approve {number} --by NAME   then   ecg decide")
     say("Not a medical device.")
 
 
