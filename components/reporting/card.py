@@ -34,14 +34,7 @@ BASELINE = Path("models/page_cnn")
 REPORTS = Path("reports")
 OUT = Path("reports/card")
 SAMPLES = 6
-METRICS: dict[str, str] = {
-    "auc_macro": "AUC",
-    "f1_macro": "F1",
-    "hamming_loss": "Hamming loss",
-    "auc_macro_hard": "AUC, hard",
-    "f1_macro_hard": "F1, hard",
-    "hamming_loss_hard": "Hamming loss, hard",
-}
+METRICS: dict[str, str] = {"auc_macro": "AUC", "f1_macro": "F1", "hamming_loss": "Hamming loss"}
 EXAM_TITLES = {"super": "The five superclasses", "statements": "Statements"}
 
 
@@ -162,7 +155,7 @@ def _data(params: Params, store: RecordStore, exam: Exams) -> str:
 
 Source `{params.records.source}`: {len(store):,} records of {store.manifest["patients"]:,} patients, split by patient.
 Labels were given by: {provenance}. Set aside as unreadable: {dropped["total"]}{f" ({reasons})" if reasons else ""}.
-{left_out} validation and test records without a diagnostic statement are not asked about superclasses.
+Validation and test records without a diagnostic statement, not asked about superclasses: {left_out}.
 {notes}
 
 {_table(["", *counts["split"]], rows)}"""
@@ -183,16 +176,6 @@ scratch on pages of the same styles) was kept at step {cnn["best_step"]} of {par
 def _exam(name: str, scores: Mapping[str, Any], exam: Exams) -> str:
     described = exam.manifest["exams"][name]
     subjects = [subject for subject in SUBJECTS if subject in scores]
-    overall = [
-        (SUBJECTS[s][0], *(_shown(scores[s][metric]) for metric in METRICS), scores[s]["auc_macro"]["n"])
-        for s in subjects
-    ]
-    overall += [
-        (key.replace("_", " ").replace("page cnn", "page CNN"), *(_shown(scores[key][m], sign=True) for m in METRICS),
-         scores[key]["auc_macro"]["n"])
-        for key in ("adapter_minus_base", "adapter_minus_page_cnn")
-        if key in scores
-    ]  # fmt: skip
     by_label = {s: scores[s]["per_class"] for s in subjects}
     per_class = [
         (label, by_label["adapter"][label]["positives"], *(_shown(by_label[s][label]["auc"]) for s in subjects),
@@ -203,10 +186,16 @@ def _exam(name: str, scores: Mapping[str, Any], exam: Exams) -> str:
     return f"""## Exam: {EXAM_TITLES.get(name, name)}
 
 {described["n_records"]["test"]} test records, {len(described["labels"])} labels ({described["rule"]}).
-Intervals: bootstrap over patients. AUC, F1 and Hamming loss use the probability of "yes", the latter two with
-thresholds from the validation split; *hard* is the greedy yes or no (its AUC is the balanced accuracy).
+Intervals: bootstrap over patients. First by the probability of "yes", F1 and Hamming loss with thresholds from the
+validation split:
 
-{_table(["", *METRICS.values(), "n"], overall)}
+{_overall(scores, "")}
+
+Then by the greedy answer, yes or no (the AUC of such an answer is the balanced accuracy):
+
+{_overall(scores, "_hard")}
+
+Each label, by probability:
 
 {_table(["label", "positive", *(f"AUC {SUBJECTS[s][0]}" for s in subjects), "F1 adapter"], per_class)}
 
@@ -215,13 +204,31 @@ thresholds from the validation split; *hard* is the greedy yes or no (its AUC is
 ![AUC of each label](plots/auc_{name}.png){roc}"""
 
 
+def _overall(scores: Mapping[str, Any], suffix: str) -> str:
+    """Subjects and their paired differences, one row each."""
+    titles = {s: title for s, (title, _) in SUBJECTS.items()} | {
+        "adapter_minus_base": "adapter minus base",
+        "adapter_minus_page_cnn": "adapter minus page CNN",
+    }
+    rows = [
+        (
+            title,
+            *(_shown(scores[subject][metric + suffix], sign="minus" in subject) for metric in METRICS),
+            scores[subject]["auc_macro"]["n"],
+        )
+        for subject, title in titles.items()
+        if subject in scores
+    ]
+    return _table(["", *METRICS.values(), "n"], rows)
+
+
 def _better_and_worse(scores: Mapping[str, Any]) -> str:
     """Which labels the adapter reads better or worse than the base, by the interval of the paired difference."""
     found: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
     for label, row in scores["adapter_minus_base"]["per_class"].items():
         low, high = row["auc"]["interval"] or (0.0, 0.0)
         kind = "better" if low > 0 else "worse" if high < 0 else "not told apart"
-        found[kind].append(f"{label} {row['auc']['value']:+.3f}" if row["auc"]["value"] is not None else label)
+        found[kind].append(f"{label} {_shown(row['auc'], sign=True)}")
     lines = [f"- **{kind}**: {', '.join(labels) or 'none'}" for kind, labels in found.items()]
     return "Adapter against base, AUC of each label by the interval of the paired difference:\n\n" + "\n".join(lines)
 
@@ -326,11 +333,8 @@ def _shown(entry: Mapping[str, Any], sign: bool = False) -> str:
     if entry["value"] is None:
         return "–"
     form = "+.3f" if sign else ".3f"
-    value = format(entry["value"], form)
-    if entry["interval"] is None:
-        return value
-    low, high = (format(bound, form) for bound in entry["interval"])
-    return f"{value} [{low}, {high}]"
+    value, *bounds = (format(number, form).replace("-", "−") for number in (entry["value"], *(entry["interval"] or ())))
+    return f"{value} [{', '.join(bounds)}]" if bounds else value
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
