@@ -3,7 +3,8 @@
 from components.records.simulator.cohort import Batch, Cohort, add_batch, read_cohort, simulate_cohort
 from components.records.simulator.conditions import CONDITIONS
 from components.records.simulator.hospitals import BASE_NEVER, HOSPITALS, Hospital
-from components.records.simulator.patients import fold_of, simulate, split_of
+from components.records.simulator.patients import simulate
+from components.records.splits import fold_of, split_of
 
 __all__ = [
     "BASE_NEVER",

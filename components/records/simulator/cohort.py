@@ -90,7 +90,9 @@ def _load(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path}: cannot read the cohort ({error.strerror}); expected a file like cohort.yaml") from error
+        raise UserError(
+            f"{path}: cannot read the cohort ({error.strerror}); expected a file like cohort.yaml"
+        ) from error
     try:
         return _yaml().load(text)
     except YAMLError as error:

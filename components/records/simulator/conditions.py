@@ -14,9 +14,10 @@ import numpy as np
 
 from components.records.simulator import rhythm as rhythms
 from components.records.simulator.heart import (
-    BEFORE,
     AFTER,
+    BEFORE,
     CENTRE,
+    STT_MS,
     XYZ,
     Array,
     Beat,
@@ -25,8 +26,9 @@ from components.records.simulator.heart import (
     lay_t,
     rotation,
 )
+from components.records.statements import STATEMENTS
 
-I, II, III, AVR, AVL, AVF, V1, V2, V3, V4, V5, V6 = range(12)
+L1, L2, L3, AVR, AVL, AVF, V1, V2, V3, V4, V5, V6 = range(12)  # rows of LEADS
 SLOTS = ("rhythm", "av", "chamber", "conduction", "infarct", "stt", "atrium", "ectopy")
 
 
@@ -74,7 +76,7 @@ def _j_point(heart: Heart) -> float:
 
 
 def _t_vector(heart: Heart) -> Array:
-    return heart.t[:, XYZ].sum(axis=0)
+    return np.asarray(heart.t[:, XYZ].sum(axis=0))
 
 
 def _scale_t(heart: Heart, factor: float) -> None:
@@ -117,12 +119,12 @@ def _sure(rng: np.random.Generator, severity: float) -> float:
 def _healthy(case: Case) -> None:
     rng, heart = case.rng, case.heart
     if heart.age < 45 and rng.random() < (0.22 if heart.male else 0.08):  # early repolarisation
-        height = _log(rng, 0.09, 0.4, 0.03, 0.2)
+        height = _log(rng, 0.065, 0.4, 0.02, 0.16)
         _shift_st(case, height * (np.array([0.7, 0.45, -0.75]) + rng.normal(0, 0.2, 3)), 35, 22, 60)
         _scale_t(heart, _span(rng, 1.1, 1.5))
     if heart.age < 30 and rng.random() < 0.25:  # juvenile T in V1 to V3
         _add_t(heart, np.array([0.0, 0.02, _span(rng, 0.08, 0.22)]))
-    if rng.random() < 0.10:  # a narrow r' in V1
+    if rng.random() < 0.06:  # a narrow r' in V1
         late = float(heart.qrs[-1, CENTRE])
         r = _log(rng, 0.12, 0.4, 0.04, 0.25)
         heart.qrs = np.vstack([heart.qrs, kernel(late + 3, 6.5, (-0.5 * r, 0.0, -r))])
@@ -176,12 +178,14 @@ def _svt(case: Case) -> None:
     _shift_st(case, -_span(case.rng, 0.03, 0.12) * np.array([0.9, 0.6, -0.3]), 45)
     if case.rng.random() < 0.5:  # the retrograde P deforms the end of QRS
         late = _j_point(case.heart) + 20
-        case.heart.st = np.vstack([case.heart.st, kernel(late, 14, _span(case.rng, 0.05, 0.12) * np.array([-0.3, -1.0, -0.6]))])
+        case.heart.st = np.vstack(
+            [case.heart.st, kernel(late, 14, _span(case.rng, 0.05, 0.12) * np.array([-0.3, -1.0, -0.6]))]
+        )
 
 
 def _pacemaker(case: Case) -> None:
     rng = case.rng
-    _left_block_shape(case, superior=_span(rng, 0.5, 1.1))
+    _left_block_shape(case, superior=_span(rng, 0.5, 1.1), length=_span(rng, 118, 152))
     case.wide = case.turned = True
     case.normal = False
     case.rhythm_code = "PACE"
@@ -235,7 +239,7 @@ def _lvh(case: Case, strain: float) -> None:
     rng, heart = case.rng, case.heart
     gain = _span(rng, 1.25, 1.75)
     heart.qrs[:, XYZ] *= np.array([gain, _span(rng, 0.8, 1.2), gain * _span(rng, 0.95, 1.3)])
-    heart.qrs[:, CENTRE:AFTER + 1] *= _span(rng, 1.0, 1.1)
+    heart.qrs[:, CENTRE : AFTER + 1] *= _span(rng, 1.0, 1.1)
     heart.qrs[:, XYZ] = heart.qrs[:, XYZ] @ rotation(0, 0, _span(rng, -25, 5)).T
     if strain > 0:
         depth = strain * _log(rng, 0.09, 0.45, 0.03, 0.28)
@@ -248,7 +252,7 @@ def _lvh(case: Case, strain: float) -> None:
         if rng.random() < 0.15:
             case.state("INVT")
     else:
-        _scale_t(heart, _span(rng, 0.6, 1.1))
+        _scale_t(heart, _span(rng, 0.75, 1.25))
     case.state("LVH", sure=_sure(rng, strain + 0.3))
     if rng.random() < 0.45:
         case.state("VCLVH")
@@ -304,8 +308,10 @@ def _left_atrium(case: Case) -> None:
 
 def _right_atrium_shape(case: Case) -> None:
     heart = case.heart
-    heart.p[0, XYZ] = heart.p[0, XYZ] * _span(case.rng, 1.4, 2.0) + np.array([-0.01, _span(case.rng, 0.09, 0.17), -0.04])
-    heart.p[:, BEFORE:AFTER + 1] *= 0.9
+    heart.p[0, XYZ] = heart.p[0, XYZ] * _span(case.rng, 1.4, 2.0) + np.array(
+        [-0.01, _span(case.rng, 0.09, 0.17), -0.04]
+    )
+    heart.p[:, BEFORE : AFTER + 1] *= 0.9
 
 
 def _right_atrium(case: Case) -> None:
@@ -320,10 +326,12 @@ def _right_atrium(case: Case) -> None:
 def _left_block_shape(case: Case, superior: float = 0.25, length: float | None = None) -> None:
     """QRS that spreads through the muscle from the right: broad, left and posterior, with T the other way."""
     rng, heart = case.rng, case.heart
-    length = length or _span(rng, 122, 168)
+    length = length or _span(rng, 108, 152)
     size = np.exp(rng.normal(-0.05, 0.27))
     parts = np.array([0.14, 0.34, 0.53, 0.72, 0.88])
-    vectors = np.array([[0.22, 0.12, 0.08], [0.62, 0.15, 0.72], [0.72, -0.05, 0.98], [0.62, -0.18, 0.80], [0.22, -0.12, 0.32]])
+    vectors = np.array(
+        [[0.22, 0.12, 0.08], [0.62, 0.15, 0.72], [0.72, -0.05, 0.98], [0.62, -0.18, 0.80], [0.22, -0.12, 0.32]]
+    )
     vectors = vectors + rng.normal(0, 0.11, (5, 3))
     vectors[:, 1] -= superior * np.array([0.05, 0.3, 0.6, 0.6, 0.3])
     turn = rotation(rng.normal(0, 8), rng.normal(0, 10), rng.normal(0, 14))
@@ -342,7 +350,7 @@ def _lbbb(case: Case) -> None:
 
 
 def _ilbbb(case: Case) -> None:
-    _left_block_shape(case, superior=_span(case.rng, -0.3, 0.4), length=_span(case.rng, 102, 118))
+    _left_block_shape(case, superior=_span(case.rng, -0.3, 0.4), length=_span(case.rng, 84, 101))
     _scale_t(case.heart, _span(case.rng, 0.2, 0.8))
     case.turned = True
     case.state("ILBBB")
@@ -357,9 +365,9 @@ def _right_terminal(case: Case, at: float, width: float, height: float) -> None:
 
 def _rbbb(case: Case) -> None:
     rng = case.rng
-    at, height = _span(rng, 88, 112), _log(rng, 0.75, 0.35, 0.3, 1.7)
+    at, height = _span(rng, 80, 104), _log(rng, 0.75, 0.35, 0.3, 1.7)
     _right_terminal(case, at, _span(rng, 13, 17), height)
-    _add_t(case.heart, np.array([0.08, 0.02, _span(rng, 0.12, 0.34)]) * min(height * 1.4, 1.3))
+    _add_t(case.heart, np.array([0.06, 0.02, _span(rng, 0.2, 0.42)]) * min(height * 1.4, 1.3))
     _shift_st(case, 0.05 * height * np.array([0.3, 0, 1.0]))
     case.heart.qt_ms += 15
     case.wide = case.turned = True
@@ -368,7 +376,7 @@ def _rbbb(case: Case) -> None:
 
 def _irbbb(case: Case) -> None:
     rng = case.rng
-    _right_terminal(case, _span(rng, 72, 86), _span(rng, 7.5, 9.5), _log(rng, 0.42, 0.35, 0.2, 0.9))
+    _right_terminal(case, _span(rng, 63, 76), _span(rng, 6.8, 9), _log(rng, 0.36, 0.45, 0.14, 0.9))
     _add_t(case.heart, np.array([0.0, 0.0, _span(rng, 0.0, 0.12)]))
     case.state("IRBBB")
 
@@ -380,7 +388,7 @@ def _lafb(case: Case) -> None:
     heart.qrs[:5, 4] = y
     heart.qrs[0, 3] -= _span(rng, 0.0, 0.1)
     heart.qrs[3, 3] += _span(rng, 0.0, 0.25) * size
-    heart.qrs[:5, CENTRE:AFTER + 1] *= _span(rng, 1.0, 1.1)
+    heart.qrs[:5, CENTRE : AFTER + 1] *= _span(rng, 1.0, 1.1)
     case.turned = True
     case.state("LAFB", sure=_sure(rng, _span(rng, 0.2, 1.0)))
 
@@ -389,16 +397,19 @@ def _lpfb(case: Case) -> None:
     rng, heart = case.rng, case.heart
     size = np.abs(heart.qrs[:, XYZ]).max()
     heart.qrs[:5, 4] = np.array([-0.12, 0.05, 0.55, 0.6, 0.25]) * _span(rng, 0.8, 1.4) * size
-    heart.qrs[:5, 3] = heart.qrs[:5, 3] * np.array([1, 0.8, 0.25, 0.3, 0.5]) + size * np.array([0.05, 0.0, -0.25, -0.3, -0.12])
+    heart.qrs[:5, 3] = heart.qrs[:5, 3] * np.array([1, 0.8, 0.25, 0.3, 0.5]) + size * np.array(
+        [0.05, 0.0, -0.25, -0.3, -0.12]
+    )
     case.turned = True
     case.state("LPFB")
 
 
 def _ivcd(case: Case) -> None:
     rng, heart = case.rng, case.heart
-    heart.qrs[:, CENTRE:AFTER + 1] *= _span(rng, 1.2, 1.5)
-    notch = rng.normal(0, 0.2, 3)
-    heart.qrs = np.vstack([heart.qrs, kernel(_span(rng, 60, 95), _span(rng, 8, 12), notch)])
+    heart.qrs[:, CENTRE : AFTER + 1] *= _span(rng, 1.0, 1.45)
+    for _ in range(int(rng.integers(1, 4))):  # notches and slurs
+        at, width = _span(rng, 35, 100), _span(rng, 5, 11)
+        heart.qrs = np.vstack([heart.qrs, kernel(at, width, rng.normal(0, 0.22, 3))])
     _scale_t(heart, _span(rng, 0.4, 1.0))
     _add_t(heart, rng.normal(0, 0.06, 3))
     case.wide = case.turned = True
@@ -414,7 +425,9 @@ def _wpw(case: Case) -> None:
     heading = rng.normal(0, 1, 3) * np.array([0.5, 0.9, 0.7]) + np.array([0.45, 0.1, 0.0])
     heading /= np.linalg.norm(heading)
     delta = _span(rng, 0.3, 0.6) * heading
-    heart.qrs = np.vstack([heart.qrs, kernel(24, 12, delta), kernel(24 + 0.8 * shift, 12, delta * _span(rng, 0.6, 1.3))])
+    heart.qrs = np.vstack(
+        [heart.qrs, kernel(24, 12, delta), kernel(24 + 0.8 * shift, 12, delta * _span(rng, 0.6, 1.3))]
+    )
     _add_t(heart, -_span(rng, 0.3, 0.7) * delta)
     _shift_st(case, -0.1 * delta)
     case.wide = case.turned = True
@@ -432,15 +445,15 @@ class Territory:
     leads: tuple[int, ...]
 
 
-INFERIOR = Territory((-0.15, 1.0, 0.10), (II, III, AVF))
+INFERIOR = Territory((-0.15, 1.0, 0.10), (L2, L3, AVF))
 ANTERIOR = Territory((0.35, 0.05, -0.95), (V2, V3, V4))
 ANTEROSEPTAL = Territory((-0.10, 0.10, -1.00), (V1, V2, V3))
-ANTEROLATERAL = Territory((0.80, -0.10, -0.65), (I, AVL, V3, V4, V5, V6))
-LATERAL = Territory((0.95, -0.45, 0.20), (I, AVL, V5, V6))
-INFEROLATERAL = Territory((0.62, 0.78, 0.15), (II, III, AVF, V5, V6))
+ANTEROLATERAL = Territory((0.80, -0.10, -0.65), (L1, AVL, V3, V4, V5, V6))
+LATERAL = Territory((0.95, -0.45, 0.20), (L1, AVL, V5, V6))
+INFEROLATERAL = Territory((0.62, 0.78, 0.15), (L2, L3, AVF, V5, V6))
 POSTERIOR = Territory((0.05, 0.20, 1.00), (V1, V2))
-INFEROPOSTERIOR = Territory((0.0, 0.8, 0.65), (II, III, AVF, V1))
-INFEROPOSTEROLATERAL = Territory((0.5, 0.7, 0.55), (II, III, AVF, V5, V6, V1))
+INFEROPOSTERIOR = Territory((0.0, 0.8, 0.65), (L2, L3, AVF, V1))
+INFEROPOSTEROLATERAL = Territory((0.5, 0.7, 0.55), (L2, L3, AVF, V5, V6, V1))
 
 
 def _heading(case: Case, where: Territory, spread: float = 0.13) -> Array:
@@ -451,14 +464,14 @@ def _heading(case: Case, where: Territory, spread: float = 0.13) -> Array:
 def _dead_muscle(case: Case, u: Array, much: float) -> float:
     """Take the early activation towards `u` away and let the rest pull the other way: the Q wave."""
     rng, heart = case.rng, case.heart
-    early = np.exp(-(np.maximum(heart.qrs[:, CENTRE] - 20, 0) / 24.0) ** 2)
+    early = np.exp(-((np.maximum(heart.qrs[:, CENTRE] - 20, 0) / 24.0) ** 2))
     along = np.maximum(heart.qrs[:, XYZ] @ u, 0)
     loss = np.clip(0.55 + 0.6 * much, 0, 1.15)
     heart.qrs[:, XYZ] -= (loss * early * along)[:, None] * u
     depth = _log(rng, 0.17 + 0.30 * much, 0.3, 0.08, 0.9)
     heart.qrs = np.vstack([heart.qrs, kernel(_span(rng, 18, 29), _span(rng, 8, 11.5), -depth * u)])
     if rng.random() < 0.35:  # slower activation around the scar
-        heart.qrs[:, CENTRE:AFTER + 1] *= _span(rng, 1.03, 1.12)
+        heart.qrs[:, CENTRE : AFTER + 1] *= _span(rng, 1.03, 1.12)
     if rng.random() < 0.25:
         heart.qrs = np.vstack([heart.qrs, kernel(_span(rng, 45, 75), 6, rng.normal(0, 0.12, 3))])
     return depth
@@ -524,7 +537,7 @@ def _injury(code: str, where: Territory) -> Change:
     return change
 
 
-ISCHAEMIC = Territory((0.85, 0.40, -0.30), (I, II, V4, V5, V6))
+ISCHAEMIC = Territory((0.85, 0.40, -0.30), (L1, L2, V4, V5, V6))
 
 
 def _ischaemia(code: str, where: Territory) -> Change:
@@ -554,7 +567,9 @@ def _flat_t(case: Case) -> None:
     rng, heart = case.rng, case.heart
     _scale_t(heart, _span(rng, 0.12, 0.55))
     _add_t(heart, -_span(rng, 0.0, 0.10) * _heading(case, ISCHAEMIC, 0.45))
-    case.state("NDT", *[code for code, p in (("LOWT", 0.25), ("NT_", 0.2), ("INVT", 0.06), ("TAB_", 0.03)) if rng.random() < p])
+    case.state(
+        "NDT", *[code for code, p in (("LOWT", 0.25), ("NT_", 0.2), ("INVT", 0.06), ("TAB_", 0.03)) if rng.random() < p]
+    )
 
 
 def _st_change(case: Case) -> None:
@@ -598,7 +613,7 @@ def _electrolytes(case: Case) -> None:
         heart.t[0, BEFORE] = heart.t[0, AFTER]
         heart.t[1, XYZ] = 0.0
         heart.p[:, XYZ] *= _span(rng, 0.2, 0.7)
-        heart.qrs[:, CENTRE:AFTER + 1] *= _span(rng, 1.02, 1.12)
+        heart.qrs[:, CENTRE : AFTER + 1] *= _span(rng, 1.02, 1.12)
     else:  # potassium low: a flat T, ST sags, a U wave
         u_wave = _t_vector(heart) * _span(rng, 0.4, 0.9)
         _scale_t(heart, _span(rng, 0.1, 0.3))
@@ -656,7 +671,7 @@ def _trigeminy(case: Case) -> None:
 
 # Criteria --------------------------------------------------------------------------------------------------------
 
-_EARLY = slice(20, 48)  # 0 to 55 ms of GRID_MS
+_EARLY = slice(20, 48)  # 0 to 55 ms of QRS_MS
 
 
 def _has_q(where: Territory, need: int) -> Check:
@@ -688,16 +703,14 @@ def _qrs_between(low: float, high: float) -> Check:
 
 def _st_at_j(beat: Beat) -> Array:
     """ST level [12] (mV) 60 ms after the end of QRS."""
-    from components.records.simulator.heart import GRID_MS
-
-    at = min(int(np.searchsorted(GRID_MS, beat.offset_ms + 60)), len(GRID_MS) - 1)
+    at = int(np.searchsorted(STT_MS, beat.offset_ms + 60))
     return np.asarray(beat.repolarisation[:, at])
 
 
 def _st_raised(where: Territory) -> Check:
     def check(case: Case, beat: Beat) -> bool:
         level = _st_at_j(beat)[list(where.leads)]
-        return bool((level > 0.08).sum() >= min(2, len(where.leads)) or where is POSTERIOR and (level < -0.06).any())
+        return bool((level > 0.08).sum() >= min(2, len(where.leads)) or (where is POSTERIOR and (level < -0.06).any()))
 
     return check
 
@@ -707,7 +720,7 @@ def _all(*checks: Check) -> Check:
 
 
 def _right_block(case: Case, beat: Beat) -> bool:
-    return bool(120 <= beat.qrs_ms <= 185 and beat.qrs[V1].max() > 0.1)
+    return bool(121 <= beat.qrs_ms <= 185 and beat.qrs[V1].max() > 0.1)
 
 
 def _conducts_slowly(case: Case, beat: Beat) -> bool:
@@ -731,13 +744,11 @@ CONDITIONS: dict[str, Condition] = {
     "complete_block": Condition("av", _complete_block, age=(74, 11), rate=(27, 38, 50)),
     "lvh": Condition("chamber", _lvh_plain, _has_voltage, age=(60, 15)),
     "lvh_strain": Condition("chamber", _lvh_strain, _has_voltage, age=(68, 12)),
-    "rvh": Condition(
-        "chamber", _rvh, lambda case, beat: beat.axis_deg > 85 or beat.qrs[V1].max() > 0.5, age=(58, 17)
-    ),
+    "rvh": Condition("chamber", _rvh, lambda case, beat: beat.axis_deg > 85 or beat.qrs[V1].max() > 0.5, age=(58, 17)),
     "left_atrium": Condition("atrium", _left_atrium, age=(64, 14)),
     "right_atrium": Condition("atrium", _right_atrium, age=(60, 16)),
-    "left_bundle_branch_block": Condition("conduction", _lbbb, _qrs_between(120, 200), age=(70, 11)),
-    "incomplete_left_bundle_branch_block": Condition("conduction", _ilbbb, _qrs_between(95, 121), age=(66, 13)),
+    "left_bundle_branch_block": Condition("conduction", _lbbb, _qrs_between(121, 190), age=(70, 11)),
+    "incomplete_left_bundle_branch_block": Condition("conduction", _ilbbb, _qrs_between(96, 120), age=(66, 13)),
     "right_bundle_branch_block": Condition("conduction", _rbbb, _right_block, age=(69, 13), male=0.62),
     "incomplete_right_bundle_branch_block": Condition(
         "conduction",
@@ -747,8 +758,8 @@ CONDITIONS: dict[str, Condition] = {
     ),
     "left_anterior_fascicular_block": Condition("conduction", _lafb, _axis_between(-95, -38), age=(66, 13), male=0.6),
     "left_posterior_fascicular_block": Condition("conduction", _lpfb, _axis_between(95, 180), age=(60, 16)),
-    "intraventricular_block": Condition("conduction", _ivcd, _qrs_between(112, 175), age=(66, 14), male=0.65),
-    "preexcitation": Condition("conduction", _wpw, _qrs_between(104, 180), age=(40, 17), rate=(55, 75, 105)),
+    "intraventricular_block": Condition("conduction", _ivcd, _qrs_between(98, 170), age=(66, 14), male=0.65),
+    "preexcitation": Condition("conduction", _wpw, _qrs_between(102, 185), age=(40, 17), rate=(55, 75, 105)),
     "ischaemia": Condition("stt", _ischaemia("ISC_", ISCHAEMIC), age=(68, 12)),
     "ischaemia_anterolateral": Condition("stt", _ischaemia("ISCAL", ANTEROLATERAL), age=(68, 12)),
     "ischaemia_inferior": Condition("stt", _ischaemia("ISCIN", INFERIOR), age=(66, 12)),
@@ -818,17 +829,15 @@ def plausible(case: Case, beat: Beat) -> bool:
         swing = np.ptp(beat.qrs, axis=1)
         return bool(
             -32 <= beat.axis_deg <= 100
-            and 66 <= beat.qrs_ms <= 114
+            and 62 <= beat.qrs_ms <= 114
             and ("LVOLT" in case.labels or swing[:6].max() > 0.5)
             and ("HVOLT" in case.labels or "VCLVH" in case.labels or sokolow(beat) < 3.9)
             and beat.repolarisation[V5].max() > 0.06
-            and beat.repolarisation[I].max() > 0.03
+            and beat.repolarisation[L1].max() > 0.03
         )
     return True
 
 
 def is_normal(case: Case) -> bool:
     """No diagnostic statement and nothing abnormal in the rhythm."""
-    from components.records.statements import STATEMENTS
-
     return case.normal and not any(STATEMENTS[code].diagnostic for code in case.labels)

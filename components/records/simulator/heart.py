@@ -10,6 +10,7 @@ normal kernels are rounded aggregates over the NORM records of the training fold
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import cos, radians, sin
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ DOWER: Array = np.array(
 
 # Rows of a 12 x 8 matrix: the twelve leads from I, II, V1..V6.
 TWELVE: Array = np.zeros((12, 8))
-TWELVE[:6, :2] = [[1, 0], [0, 1], [-1, 1], [-0.5, -0.5], [1, -0.5], [-0.5, 1]]
+TWELVE[:6, :2] = np.array([[1, 0], [0, 1], [-1, 1], [-0.5, -0.5], [1, -0.5], [-0.5, 1]])
 TWELVE[6:, 2:] = np.eye(6)
 
 # The mean chest: Dower's matrix moved towards the regression of each lead on the dipole of the others.
@@ -43,15 +44,16 @@ CHEST: Array = np.array(
         [0.72, -0.02, 0.03],
         [0.38, 0.95, -0.10],
         [-0.50, 0.13, -0.80],
-        [0.06, 0.12, -1.50],
-        [0.84, 0.14, -1.20],
-        [1.20, 0.15, -0.53],
-        [1.10, 0.17, -0.08],
-        [0.80, 0.18, 0.16],
+        [0.06, 0.12, -1.62],
+        [0.92, 0.14, -1.28],
+        [1.36, 0.15, -0.60],
+        [1.25, 0.17, -0.06],
+        [0.86, 0.17, 0.17],
     ]
 )
 
-GRID_MS: Array = np.arange(-40.0, 760.0, 2.0)  # where a beat is measured
+QRS_MS: Array = np.arange(-40.0, 260.0, 2.0)  # where a QRS is measured
+STT_MS: Array = np.arange(0.0, 800.0, 4.0)  # where ST and T are measured
 
 
 @dataclass(slots=True)
@@ -70,19 +72,27 @@ class Heart:
     notes: dict[str, float] = field(default_factory=dict)
 
 
-def kernel(centre: float, before: float, vector: Array | tuple[float, float, float], after: float | None = None) -> Array:
+def kernel(
+    centre: float, before: float, vector: Array | tuple[float, float, float], after: float | None = None
+) -> Array:
     """One kernel as a row [1, 6]."""
-    return np.array([[centre, before, before if after is None else after, *vector]])
+    row = np.empty((1, 6))
+    row[0, : XYZ.start] = centre, before, before if after is None else after
+    row[0, XYZ] = vector
+    return row
 
 
 def rotation(about_x: float, about_y: float, about_z: float) -> Array:
-    """Rotation matrix [3, 3] from three angles in degrees; about z turns the frontal axis."""
-    a, b, c = np.radians([about_x, about_y, about_z])
-    sa, ca, sb, cb, sc, cc = np.sin(a), np.cos(a), np.sin(b), np.cos(b), np.sin(c), np.cos(c)
-    rx = np.array([[1, 0, 0], [0, ca, -sa], [0, sa, ca]])
-    ry = np.array([[cb, 0, sb], [0, 1, 0], [-sb, 0, cb]])
-    rz = np.array([[cc, -sc, 0], [sc, cc, 0], [0, 0, 1]])
-    return np.asarray(rz @ ry @ rx)
+    """Rotation matrix [3, 3] Rz Ry Rx from angles in degrees; about z turns the frontal axis."""
+    a, b, c = radians(about_x), radians(about_y), radians(about_z)
+    sa, ca, sb, cb, sc, cc = sin(a), cos(a), sin(b), cos(b), sin(c), cos(c)
+    return np.array(
+        [
+            [cc * cb, cc * sb * sa - sc * ca, cc * sb * ca + sc * sa],
+            [sc * cb, sc * sb * sa + cc * ca, sc * sb * ca - cc * sa],
+            [-sb, cb * sa, cb * ca],
+        ]
+    )
 
 
 def evaluate(waves: Array, times: Array) -> Array:
@@ -98,7 +108,7 @@ _QRS_MEAN = np.array(
     [[-0.04, -0.02, -0.21], [0.50, 0.16, -0.08], [0.80, 0.40, 0.40], [-0.03, 0.10, 0.47], [-0.05, 0.00, 0.17]]
 )
 _QRS_SPREAD = np.array(
-    [[0.11, 0.07, 0.10], [0.16, 0.13, 0.17], [0.20, 0.17, 0.20], [0.20, 0.16, 0.17], [0.10, 0.09, 0.12]]
+    [[0.11, 0.07, 0.10], [0.16, 0.13, 0.17], [0.20, 0.14, 0.20], [0.20, 0.14, 0.17], [0.10, 0.09, 0.12]]
 )
 
 
@@ -117,9 +127,9 @@ def normal_heart(rng: np.random.Generator, age: float, male: bool, rate_bpm: flo
     Older hearts lie more to the left and have lower T waves; men have larger QRS and T; QT follows Bazett.
     """
     old = (age - 50) / 20
-    size = 1.3 * np.exp(rng.normal(0.0, 0.25) - 0.03 * old + (0.05 if male else -0.05))
+    size = 1.3 * np.exp(rng.normal(0.0, 0.23) - 0.03 * old + (0.05 if male else -0.05))
     turn = rotation(rng.normal(0, 13), rng.normal(0, 17), rng.normal(-7 * old, 21))
-    stretch = np.exp(rng.normal(0.03 if male else -0.03, 0.09))
+    stretch = 0.94 * np.exp(rng.normal(0.03 if male else -0.03, 0.11))
 
     vectors = _QRS_MEAN + _QRS_SPREAD * rng.standard_normal((5, 3))
     centres = (_QRS_CENTRES + np.array([0, 3, 3, 3.5, 4]) * rng.standard_normal(5)) * stretch
@@ -129,11 +139,13 @@ def normal_heart(rng: np.random.Generator, age: float, male: bool, rate_bpm: flo
     qtc = rng.normal(402 if male else 412, 17) + 4 * old
     qt = float(qtc * np.sqrt(60 / rate_bpm))
     t_size = np.exp(rng.normal(0.0, 0.36) - 0.14 * old + (0.12 if male else -0.12)) * size**0.4
-    half = rotation(rng.normal(0, 11), rng.normal(0, 16), rng.normal(-3 * old, 11))
-    t_vector = half @ (np.array([0.25, 0.115, -0.24]) * t_size + rng.normal(0, 0.035, 3))
+    half = rotation(rng.normal(0, 11), rng.normal(3, 19), rng.normal(-3 * old, 11))
+    t_vector = half @ (np.array([0.235, 0.115, -0.215]) * t_size + rng.normal(0, 0.035, 3))
     t = lay_t(rng, qt, t_vector)
     j = float(centres[-1])
-    plateau = 0.25 * t_vector * rng.uniform(0.2, 1.2) + np.array([-0.03, -0.015, -0.02]) + rng.normal(0, [0.018, 0.014, 0.02])
+    plateau = (
+        0.25 * t_vector * rng.uniform(0.1, 0.9) + np.array([-0.03, -0.015, -0.02]) + rng.normal(0, [0.018, 0.014, 0.02])
+    )
     st = kernel(j + rng.uniform(45, 80), rng.uniform(24, 34), plateau, rng.uniform(40, 60))
     if rng.random() < 0.3:
         st = np.vstack([st, kernel(qt + rng.uniform(45, 80), 28, t_vector * rng.uniform(0.04, 0.14))])
@@ -141,8 +153,8 @@ def normal_heart(rng: np.random.Generator, age: float, male: bool, rate_bpm: flo
     p_size = np.exp(rng.normal(0, 0.33))
     p_turn = rotation(0, rng.normal(0, 15), rng.normal(-4 * old, 17))
     p_long = np.exp(rng.normal(0, 0.1)) * (1 + 0.05 * old)
-    right = p_turn @ np.array([0.022, 0.052, -0.025]) * p_size
-    left = p_turn @ np.array([0.050, 0.026, 0.020]) * p_size * np.exp(rng.normal(0, 0.25))
+    right = p_turn @ np.array([0.022, 0.060, -0.034]) * p_size
+    left = p_turn @ np.array([0.054, 0.034, 0.034]) * p_size * np.exp(rng.normal(0, 0.25))
     p = np.vstack([kernel(38 * p_long, 15 * p_long, right), kernel(66 * p_long, 16 * p_long, left)])
 
     return Heart(
@@ -166,17 +178,19 @@ def random_torso(rng: np.random.Generator) -> Array:
     low = np.minimum(slip.astype(int), 4)
     part = (slip - low)[:, None]
     chest = torso[2:]
-    torso[2:] = (chest[low] * (1 - part) + chest[low + 1] * part) * np.exp(rng.normal(0, 0.12) + rng.normal(0, 0.09, (6, 1)))
+    torso[2:] = (chest[low] * (1 - part) + chest[low + 1] * part) * np.exp(
+        rng.normal(0, 0.12) + rng.normal(0, 0.09, (6, 1))
+    )
     torso[2:, 1] += rng.normal(0, 0.10)  # electrodes a rib too high or too low
     return np.asarray(torso)
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What is measured on one clean beat: twelve leads of its QRS and of its ST-T on `GRID_MS`."""
+    """What is measured on one clean beat: twelve leads of its QRS on `QRS_MS` and of its ST-T on `STT_MS`."""
 
-    qrs: Array  # [12, grid] mV
-    repolarisation: Array  # [12, grid] mV
+    qrs: Array  # [12, times] mV
+    repolarisation: Array  # [12, times] mV
     onset_ms: float
     offset_ms: float
     qt_ms: float
@@ -188,17 +202,17 @@ class Beat:
 
 
 def measure(heart: Heart) -> Beat:
-    """Measure a heart's beat on its clean dipole: QRS limits at 6 % of the peak, T end at 8 % of the T peak."""
-    dipole = evaluate(heart.qrs, GRID_MS)
+    """Measure a heart's beat on its clean dipole: QRS limits at 1 % of the peak, T end at 10 % of the T peak."""
+    dipole = evaluate(heart.qrs, QRS_MS)
     strength = np.sqrt((dipole**2).sum(axis=0))
-    inside = np.flatnonzero(strength > max(0.06 * strength.max(), 1e-6))
-    onset, offset = GRID_MS[inside[0]], GRID_MS[inside[-1]]
+    inside = np.flatnonzero(strength > max(0.01 * strength.max(), 1e-6))
+    onset, offset = QRS_MS[inside[0]], QRS_MS[inside[-1]]
     to_twelve = TWELVE @ heart.torso
     qrs = to_twelve @ dipole
-    repolarisation = to_twelve @ evaluate(np.vstack([heart.st, heart.t]), GRID_MS)
-    t_wave = evaluate(heart.t, GRID_MS)
+    t_wave = evaluate(heart.t, STT_MS)
+    repolarisation = to_twelve @ (evaluate(heart.st, STT_MS) + t_wave)
     t_strength = np.sqrt((t_wave**2).sum(axis=0))
-    end = GRID_MS[np.flatnonzero(t_strength > 0.1 * t_strength.max())[-1]] if t_strength.max() > 0 else heart.qt_ms
+    end = STT_MS[np.flatnonzero(t_strength > 0.1 * t_strength.max())[-1]] if t_strength.max() > 0 else heart.qt_ms
     net = qrs.sum(axis=1)
     axis = np.degrees(np.arctan2(2 * net[5] / np.sqrt(3), net[0]))
     return Beat(qrs, repolarisation, float(onset), float(offset), float(end - onset), float(axis))

@@ -7,6 +7,7 @@ Einthoven's and Goldberger's identities hold with noise as they do without.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,14 @@ def leads_of(electrodes: Array, resolution_uv: int = 1) -> NDArray[np.int16]:
     return np.concatenate([np.rint(limbs), uv[2:]]).astype(np.int16)
 
 
+@lru_cache(maxsize=8)
+def _slow_waves(n: int, rate_hz: int) -> tuple[Array, Array]:
+    """The frequencies of the baseline (.05 to 1.2 Hz) and their cosines and sines [2 x frequencies, n]."""
+    frequencies = np.arange(0.05, 1.2, 0.0617)
+    angle = 2 * np.pi * frequencies[:, None] * np.arange(n) / rate_hz
+    return frequencies, np.stack([np.cos(angle), np.sin(angle)], axis=1).reshape(-1, n)
+
+
 def disturb(
     rng: np.random.Generator, electrodes: Array, rate_hz: int, machine: Machine
 ) -> tuple[Array, tuple[str, ...]]:
@@ -62,15 +71,15 @@ def disturb(
     each = np.exp(rng.normal(0, 0.35, (9, 1)))
 
     frequencies = np.fft.rfftfreq(n, 1 / rate_hz)
-    low = np.where((frequencies >= 0.05) & (frequencies < 1.2), 1 / (frequencies + 0.12) ** 1.2, 0)
-    high = np.where(frequencies >= 1.2, 1.0 / (1 + (8 / np.maximum(frequencies, 0.1)) ** 1.2), 0)
+    slow, waves = _slow_waves(n, rate_hz)
+    wander = (rng.standard_normal((9, len(waves))) / (np.repeat(slow, 2) + 0.12) ** 1.6) @ waves
+    wander *= drift * each / wander.std()
     top = float(rng.choice(machine.low_pass_hz))
-    high = high * np.exp(-np.log(2) / 2 * (frequencies / top) ** 2)
-    white = np.fft.rfft(rng.standard_normal((9, n)), axis=1)
-    wander = np.fft.irfft(white * low, n, axis=1)
-    wander *= drift * each / max(float(wander.std()), 1e-9)
-    hiss = np.fft.irfft(white * high, n, axis=1)
-    hiss *= muscle * each[::-1] / max(float(hiss.std()), 1e-9)
+    rough = 1.0 / (1 + (8 / np.maximum(frequencies, 0.1)) ** 1.2) * np.exp(-np.log(2) / 2 * (frequencies / top) ** 2)
+    rough[frequencies < 1.2] = 0.0
+    spectrum = rng.standard_normal((9, 2 * len(frequencies))).view(np.complex128) * rough
+    hiss = np.fft.irfft(spectrum, n, axis=1)
+    hiss *= muscle * each[::-1] / hiss.std()
 
     time = np.arange(n) / rate_hz
     if rng.random() < machine.burst:

@@ -8,25 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.params import UserError
-from components.records.schema import LEADS, Record, Split
+from components.records.schema import LEADS, Record
 from components.records.simulator import noise, rhythm, wording
 from components.records.simulator.conditions import CONDITIONS, SLOTS, Case, is_normal, plausible
-from components.records.simulator.heart import AFTER, BEFORE, CENTRE, XYZ, Array, Beat, Heart, measure, normal_heart
+from components.records.simulator.heart import AFTER, BEFORE, CENTRE, XYZ, Array, Beat, measure, normal_heart
 from components.records.simulator.hospitals import COMPANIONS, HOSPITALS, Hospital
+from components.records.splits import fold_of, split_of
 
-MAX_DRAWS = 400
+DRAWS = 60  # of hearts with the same conditions; one companion is dropped after that many failed
 
 _NO_P = {"fibrillation", "flutter", "supraventricular_tachycardia", "pacemaker"}
-_ALONE = {"rvh": {"conduction"}, "pacemaker": {"chamber", "conduction", "infarct", "stt", "av", "atrium"}, "complete_block": {"rhythm", "conduction"}}
-
-
-def fold_of(patient_id: str) -> int:
-    """Fold 1..10 from a stable hash of the patient."""
-    return int.from_bytes(hashlib.sha256(patient_id.encode()).digest()[:8], "big") % 10 + 1
-
-
-def split_of(fold: int) -> Split:
-    return "test" if fold == 10 else "validation" if fold == 9 else "train"
+_ALONE = {
+    "rvh": {"conduction"},
+    "pacemaker": {"chamber", "conduction", "infarct", "stt", "av", "atrium"},
+    "complete_block": {"rhythm", "conduction"},
+}
 
 
 def simulate(
@@ -39,9 +35,7 @@ def simulate(
     """
     place = find_hospital(hospital)
     if not 50 <= sampling_rate_hz <= 2000 or not 2 <= seconds <= 120:
-        raise UserError(
-            f"cannot simulate {seconds} s at {sampling_rate_hz} Hz: expected 2 to 120 s at 50 to 2000 Hz"
-        )
+        raise UserError(f"cannot simulate {seconds} s at {sampling_rate_hz} Hz: expected 2 to 120 s at 50 to 2000 Hz")
     name_seed = int.from_bytes(hashlib.sha256(place.name.encode()).digest()[:4], "big")
     body, world = (np.random.default_rng([part, seed, patient, name_seed]) for part in (1, 2))
 
@@ -58,7 +52,7 @@ def simulate(
     swing = _breathing(body)
 
     blur = noise.smoothing_ms(world, sampling_rate_hz, place.machine)
-    dipole = _render(case, beats, sampling_rate_hz, int(round(seconds * sampling_rate_hz)), blur, swing, world)
+    dipole = _render(case, beats, sampling_rate_hz, round(seconds * sampling_rate_hz), blur, swing, world)
     electrodes, quality = noise.disturb(
         world, noise.electrodes_of(case.heart.torso @ dipole), sampling_rate_hz, place.machine
     )
@@ -92,27 +86,26 @@ def find_hospital(hospital: Hospital | str) -> Hospital:
 
 
 def _choose_conditions(rng: np.random.Generator, place: Hospital) -> list[str]:
-    """The first condition by the hospital's mix, then its companions, at most one a slot; in the order of slots."""
-    names = list(place.mix)
-    weights = np.array([place.mix[name] for name in names])
-    first = names[int(np.searchsorted(np.cumsum(weights / weights.sum()), rng.random(), side="right").clip(0, len(names) - 1))]
+    """The first condition by the hospital's mix, then its companions, at most one a slot."""
+    bounds = np.cumsum(list(place.mix.values()))
+    first = list(place.mix)[int(np.searchsorted(bounds[:-1], rng.random() * bounds[-1], side="right"))]
     slot = CONDITIONS[first].slot
     chosen = [first]
-    closed = {slot} | _ALONE.get(first, set())
+    closed = _ALONE.get(first, set()) | ({slot} if slot != "infarct" else set())  # a second infarct may come
     if first in _NO_P:
         closed |= {"av", "atrium"}
     if first == "preexcitation":
         closed |= {"rhythm", "av", "infarct", "chamber", "stt"}
-    key = {"normal": "rhythm:normal", "fibrillation": "fibrillation"}.get(first, slot)
+    key = {"normal": "rhythm:normal", "fibrillation": "fibrillation", "flutter": "fibrillation"}.get(first, slot)
     for name, chance in COMPANIONS.get(key, ()):
         own = CONDITIONS[name].slot
-        if rng.random() >= chance * place.comorbidity or own in closed or name in place.never:
+        if rng.random() >= chance * place.comorbidity or own in closed or name in place.never or name == first:
             continue
         if name in _NO_P and any(CONDITIONS[other].slot in ("av", "atrium") for other in chosen):
             continue
         closed |= {own} | ({"av", "atrium"} if name in _NO_P else set())
         chosen.append(name)
-    return sorted(chosen, key=lambda name: SLOTS.index(CONDITIONS[name].slot))
+    return chosen
 
 
 def _demographics(rng: np.random.Generator, names: list[str]) -> tuple[float, bool]:
@@ -132,17 +125,24 @@ def _rate(rng: np.random.Generator, names: list[str]) -> float:
 
 
 def _draw_case(rng: np.random.Generator, names: list[str], age: float, male: bool) -> tuple[Case, Beat]:
-    """Draw hearts with these conditions until every stated criterion holds and nothing unstated shows."""
-    for _ in range(MAX_DRAWS):
-        rate = _rate(rng, names)
-        case = Case(rng, normal_heart(rng, age, male, rate), rate, rhythm.sinus())
-        for name in names:
-            CONDITIONS[name].change(case)
-        beat = measure(case.heart)
-        checks = (CONDITIONS[name].check for name in names)
-        if plausible(case, beat) and all(check(case, beat) for check in checks if check):
-            return case, beat
-    raise RuntimeError(f"no heart with {names} met its criteria in {MAX_DRAWS} draws")
+    """Draw hearts with these conditions until every stated criterion holds and nothing unstated shows.
+
+    Some companions can hardly be met together; the last ones are then dropped, the first condition never.
+    """
+    while True:
+        ordered = sorted(names, key=lambda name: SLOTS.index(CONDITIONS[name].slot))
+        for _ in range(DRAWS if len(names) > 1 else 100 * DRAWS):
+            rate = _rate(rng, ordered)
+            case = Case(rng, normal_heart(rng, age, male, rate), rate, rhythm.sinus())
+            for name in ordered:
+                CONDITIONS[name].change(case)
+            beat = measure(case.heart)
+            checks = (CONDITIONS[name].check for name in ordered)
+            if plausible(case, beat) and all(check(case, beat) for check in checks if check):
+                return case, beat
+        if len(names) == 1:
+            raise RuntimeError(f"condition {names[0]!r} never meets its own criterion")
+        names = names[:-1]
 
 
 def _measurements(case: Case, beat: Beat, beats: rhythm.Beats, end_ms: float) -> dict[str, float]:

@@ -44,7 +44,7 @@ def _beats(qrs: Array, pr: float) -> Beats:
     return Beats(qrs, kinds, qrs - pr, kinds.copy())
 
 
-def sinus(sway: tuple[float, float] = (0.004, 0.045), jitter: tuple[float, float] = (0.003, 0.018)) -> Rhythm:
+def sinus(sway: tuple[float, float] = (0.004, 0.065), jitter: tuple[float, float] = (0.003, 0.018)) -> Rhythm:
     def rhythm(rng: np.random.Generator, rate: float, pr: float, end: float) -> Beats:
         calm = min(1.0, (70 / rate) ** 1.3)
         return _beats(sinus_intervals(rng, rate, end, rng.uniform(*sway) * calm, rng.uniform(*jitter) * calm), pr)

@@ -11,7 +11,11 @@ PHRASES: dict[str, tuple[str, ...]] = {
     "SBRAD": ("sinus bradycardia", "sinus rhythm, bradycardic"),
     "STACH": ("sinus tachycardia", "sinus rhythm, tachycardic"),
     "SARRH": ("sinus arrhythmia", "sinus rhythm with marked respiratory arrhythmia"),
-    "AFIB": ("atrial fibrillation", "atrial fibrillation, irregular ventricular response", "absolute arrhythmia in atrial fibrillation"),
+    "AFIB": (
+        "atrial fibrillation",
+        "atrial fibrillation, irregular ventricular response",
+        "absolute arrhythmia in atrial fibrillation",
+    ),
     "AFLT": ("atrial flutter", "atrial flutter with variable block", "typical flutter waves"),
     "SVTAC": ("supraventricular tachycardia", "narrow complex tachycardia"),
     "PSVT": ("paroxysmal supraventricular tachycardia",),
@@ -88,7 +92,8 @@ def axis_phrase(axis_deg: float) -> str:
 
 def report(rng: np.random.Generator, labels: Mapping[str, float], axis_deg: float) -> str:
     """Rhythm, sometimes the axis, then findings; doubtful ones (likelihood under 100) are worded so."""
-    parts = [str(rng.choice(PHRASES[code])) for code in RHYTHMS if code in labels]
+    blocked = any(code in labels for code in ("1AVB", "2AVB", "3AVB"))
+    parts = [str(rng.choice(PHRASES[code][: 1 if blocked else None])) for code in RHYTHMS if code in labels]
     if rng.random() < 0.5:
         parts.append(axis_phrase(axis_deg))
     hedges = ("probable {}", "possible {}", "{}, cannot be excluded")
