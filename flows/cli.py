@@ -7,6 +7,7 @@ stayed closed and --fail-on-reject was given; 130 interrupted. Heavy imports wai
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import json
 import os
 import sys
@@ -53,19 +54,20 @@ def retrain(
 
     def work() -> Document:
         from flows import preflight, recipes, show
-        from flows.project import quiet_prefect
+        from flows.project import alone, quiet_prefect
 
         chosen = recipes.resolve(recipe, overrides or [])
         preflight.check(chosen.params)
-        show.changes(chosen.changes)
-        chosen.put_in_force()
-        done = preflight.nothing_to_do(chosen.params)
-        if done is not None:
-            return done
-        quiet_prefect()
-        from flows.retrain import retrain as flow
+        with alone():
+            show.changes(chosen.changes)
+            chosen.put_in_force()
+            done = preflight.nothing_to_do(chosen.params)
+            if done is not None:
+                return done
+            quiet_prefect()
+            from flows.retrain import retrain as flow
 
-        return flow()
+            return flow()
 
     def tell(report: Document) -> None:
         from flows import show
@@ -168,11 +170,10 @@ def decide(as_json: Json = False) -> None:
 
 @app.command()
 def rollback(
-    by: By,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, kept with the version left.")],
+    by: Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who decides; default: your login.")] = None,
     to: Annotated[
-        int | None,
-        typer.Option("--to", metavar="VERSION", help="A former champion; default: the previous one."),
+        int | None, typer.Option("--to", metavar="VERSION", help="A former champion; default: the previous one.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -183,7 +184,8 @@ def rollback(
         from components.registry.rollback import rollback as roll_back
 
         params = load_params()
-        return {"model": params.registry.model, **dataclasses.asdict(roll_back(params, reason, by, to))}
+        move = roll_back(params, reason, by or getpass.getuser(), to)
+        return {"model": params.registry.model, **dataclasses.asdict(move)}
 
     def tell(move: Document) -> None:
         print(f"{move['model']}: version {move['to']} is champion again, instead of {move['since']}.")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from components.params import UserError
 
 PIPELINE_FILE = Path("dvc.yaml")
+LOCK = Path("logs/retrain.lock")
+
+_is_alone = False
 
 
 def enter(start: Path | None = None) -> Path:
@@ -27,6 +33,39 @@ def enter(start: Path | None = None) -> Path:
             os.chdir(folder)
             return folder
     raise UserError(f"{here}: no {PIPELINE_FILE} here or in a folder above; run ecg inside the project's folder")
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Hold the project's only place for a retraining; within one, it is held already.
+
+    Two at once would change params.yaml under each other and take each other's inputs away.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    global _is_alone
+    if _is_alone:
+        yield
+        return
+    LOCK.parent.mkdir(parents=True, exist_ok=True)
+    with LOCK.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"{LOCK}: a retraining runs in this folder already (process {lock.read().strip() or 'unknown'}); "
+                "wait for its end, or use another clone"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        _is_alone = True
+        try:
+            yield
+        finally:
+            _is_alone = False
 
 
 def environment() -> dict[str, str]:

@@ -51,11 +51,22 @@ def retrain(recipe: str | None = None, overrides: Sequence[str] = ()) -> report.
     chosen = recipes.resolve(recipe, overrides)
     params = chosen.params
     preflight.check(params)
-    chosen.put_in_force()
-    done = preflight.nothing_to_do(params)
-    if done is not None:
-        return done
+    with project.alone():
+        chosen.put_in_force()
+        done = preflight.nothing_to_do(params)
+        if done is not None:
+            return done
+        make()
+        registered = register(params)
+        verdict = gate(params, registered.version)
+    status = "registered" if registered.created else "nothing-to-do"
+    answer = report.summarize(status, params, registered.version, verdict)
+    publish(answer, params)
+    return answer
 
+
+def make() -> None:
+    """Every stage in the order of dvc.yaml's graph, two at once where it allows."""
     with no_orphans(), show.StageProgress() as progress:
 
         def start(name: str, *earlier: PrefectFuture[Outcome]) -> PrefectFuture[Outcome]:
@@ -69,13 +80,6 @@ def retrain(recipe: str | None = None, overrides: Sequence[str] = ()) -> report.
         answers = start("evaluate", adapter, baseline)
         card = start("card", answers)
         finish([records, items, exams, adapter, baseline, answers, card])
-
-    registered = register(params)
-    verdict = gate(params, registered.version)
-    status = "registered" if registered.created else "nothing-to-do"
-    answer = report.summarize(status, params, registered.version, verdict)
-    publish(answer, params)
-    return answer
 
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE)
