@@ -53,19 +53,19 @@ def answer_sheet(predictions: pd.DataFrame) -> AnswerSheet:
             "and one of each label for each record"
         )
 
-    def column(name: str, dtype: type) -> NDArray[np.generic]:
-        return rows[name].to_numpy().astype(dtype).reshape(shape)
+    def column(name: str) -> NDArray[np.object_]:
+        return rows[name].to_numpy(dtype=object).reshape(shape)
 
-    score, threshold = column("score", np.float64), column("threshold", np.float64)
+    score = column("score").astype(np.float64)
     first_of_each = slice(None, None, max(len(labels), 1))
     return AnswerSheet(
         labels=labels,
         record_ids=rows["record_id"].to_numpy(dtype=object)[first_of_each],
         patient_ids=rows["patient_id"].to_numpy(dtype=object)[first_of_each],
-        truth=column("truth", np.bool_),
+        truth=column("truth").astype(np.bool_),
         score=score,
-        flagged=score >= threshold,
-        hard=column("verdict", np.bool_),
+        flagged=score >= column("threshold").astype(np.float64),
+        hard=column("verdict").astype(np.bool_),
     )
 
 
@@ -113,7 +113,7 @@ def macro(by_label: Floats) -> Floats:
     return _divide(np.where(defined, by_label, 0).sum(axis=0), defined.sum(axis=0))
 
 
-def _divide(numerator: Floats, denominator: NDArray[np.generic]) -> Floats:
+def _divide(numerator: Floats, denominator: Floats | NDArray[np.intp]) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(denominator > 0, numerator / denominator, np.nan)
 

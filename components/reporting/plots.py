@@ -69,9 +69,9 @@ def plot_class_auc(scores: Mapping[str, Any], path: Path) -> None:
             if auc["interval"] is not None:
                 panel.plot(auc["interval"], [row + offset] * 2, color=colour, linewidth=2.2, solid_capstyle="round")
             if auc["value"] is not None:
-                named = {"label": name} if row == len(labels) - 1 else {}
+                once = name if row == len(labels) - 1 else None
                 panel.plot(
-                    auc["value"], row + offset, "o", color=colour, markersize=5.5, markeredgecolor="white", **named
+                    auc["value"], row + offset, "o", color=colour, markersize=5.5, markeredgecolor="white", label=once
                 )
     panel.set_yticks(range(len(labels)), [f"{label}  (n+ = {order[label]['positives']})" for label in labels])
     panel.set(xlabel="AUC and interval", ylim=(-0.6, len(labels) - 0.4))

@@ -99,7 +99,8 @@ def train_baseline(params: Params, records: Path = RECORDS, exams: Path = EXAMS,
         "curve": curve,
     }
     with fresh_folder(out) as folder:
-        return model.save(folder, facts)
+        manifest: dict[str, Any] = model.save(folder, facts)
+    return manifest
 
 
 def _targets(store: RecordStore) -> tuple[tuple[str, ...], Tensor, Tensor]:
