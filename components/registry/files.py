@@ -1,0 +1,151 @@
+"""The files behind a version: fetched, hashed, and refused where a byte changed or a pickle hides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.models.adapters import WEIGHTS, verify_adapter
+from components.params import UserError
+from components.registry.versions import Version
+from components.storage import sha256
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow import MlflowClient
+
+ADAPTER = "artifacts/adapter"  # inside a version's folder, where a pyfunc keeps it
+PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib")
+_PICKLE_STARTS = tuple(b"\x80" + bytes([protocol]) for protocol in (2, 3, 4, 5))
+# Written by MLflow and Python into a folder that is loaded in place.
+_WRITTEN_ON_USE = ("registered_model_meta", "__pycache__")
+
+
+def folder_sha256(folder: Path) -> str:
+    """One hash over the names and bytes of all files below `folder`, whatever order they are found in."""
+    lines = [f"{path.relative_to(folder).as_posix()} {sha256(path)}\n" for path in _files(folder)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Look at every file below `folder`, by name and by content: loading a pickle runs the code in it.
+
+    Raises:
+        UserError: names the first pickle or zip archive (the form in which `torch.save` hides one).
+    """
+    for path in _files(folder):
+        with path.open("rb") as file:
+            pickled = file.read(2) in _PICKLE_STARTS
+        if pickled or zipfile.is_zipfile(path) or path.suffix.lower() in PICKLE_SUFFIXES:
+            raise UserError(
+                f"{path.relative_to(folder)}: is a pickle or an archive that may hold one; "
+                "expected safetensors, JSON or text: remove it"
+            )
+
+
+def verify_version(version: Version) -> None:
+    """Fetch the files that `version` serves and check them against what was registered.
+
+    Raises:
+        UserError: files are missing or changed, the adapter is not the one of the tag, or there is a pickle.
+    """
+    with fetched(version) as folder:
+        try:
+            _verify(version, folder)
+        except UserError as error:
+            # Named where the files lie, not by the temporary copy: the same damage gives the same words.
+            raise UserError(f"{version}: {str(error).replace(str(folder), version.source)}") from error
+
+
+def _verify(version: Version, folder: Path) -> None:
+    refuse_pickles(folder)
+    weights = verify_adapter(folder / ADAPTER)["files"][WEIGHTS]
+    if weights != version.adapter_sha256:
+        raise UserError(
+            f"{ADAPTER} has sha256 {weights}, expected {version.adapter_sha256} of its tag adapter_sha256; "
+            "one of them was changed after registration"
+        )
+    found = folder_sha256(folder)
+    if found != version.files_sha256:
+        raise UserError(
+            f"its files have sha256 {found}, expected {version.files_sha256} of its tag files_sha256; "
+            "code, base or adapter were changed after registration"
+        )
+
+
+@contextmanager
+def fetched(version: Version) -> Iterator[Path]:
+    """A temporary copy of the folder that `version` serves.
+
+    Raises:
+        UserError: the artifacts are gone or their store does not answer.
+    """
+    with tempfile.TemporaryDirectory(prefix="ecg-version-") as temporary:
+        yield _download(version.source, Path(temporary), f"the files of {version}")
+
+
+def read_artifact_text(client: MlflowClient, run_id: str, name: str) -> str:
+    """A text artifact of a run.
+
+    Raises:
+        UserError: it is missing.
+    """
+    with tempfile.TemporaryDirectory(prefix="ecg-artifact-") as temporary:
+        return _download_from(client, run_id, name, temporary).read_text()
+
+
+def read_artifact_json(client: MlflowClient, run_id: str, name: str) -> dict[str, Any]:
+    """A JSON artifact of a run.
+
+    Raises:
+        UserError: it is missing or no JSON.
+    """
+    try:
+        tree: dict[str, Any] = json.loads(read_artifact_text(client, run_id, name))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{name} of run {run_id}: is no JSON ({error}); register the adapter again") from error
+    return tree
+
+
+def read_artifact_table(client: MlflowClient, run_id: str, name: str) -> pd.DataFrame:
+    """A Parquet artifact of a run.
+
+    Raises:
+        UserError: it is missing or no Parquet file.
+    """
+    import pandas as pd
+
+    with tempfile.TemporaryDirectory(prefix="ecg-artifact-") as temporary:
+        path = _download_from(client, run_id, name, temporary)
+        try:
+            return pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{name} of run {run_id}: is no Parquet file ({error})") from error
+
+
+def _download_from(client: MlflowClient, run_id: str, name: str, into: str) -> Path:
+    return _download(f"{client.get_run(run_id).info.artifact_uri}/{name}", Path(into), f"{name} of run {run_id}")
+
+
+def _download(uri: str, into: Path, what: str) -> Path:
+    import mlflow
+
+    try:
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(into)))
+    except (mlflow.exceptions.MlflowException, OSError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{what}: cannot be read from {uri} ({first_line}); restore the artifact store") from error
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part in _WRITTEN_ON_USE for part in path.relative_to(folder).parts)
+    )

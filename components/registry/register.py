@@ -1,0 +1,231 @@
+"""Register what `dvc repro` made: a run that tells how it was made, and a version that can be served."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.models.adapters import WEIGHTS, verify_adapter
+from components.params import Params, UserError, to_dict
+from components.registry.describe import describe
+from components.registry.files import ADAPTER, folder_sha256, refuse_pickles
+from components.registry.store import opened
+from components.registry.versions import find_model, find_registered
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# What a version must be able to show, relative to the project: the artifact's folder in the run by file.
+EVIDENCE: Mapping[str, str] = {
+    "reports/metrics.json": "",
+    "reports/predictions.parquet": "",
+    "reports/card": "card",
+    "params.yaml": "",
+    "dvc.lock": "",
+}
+SERVED = "model"  # the run's artifact folder that is served
+REQUIREMENTS = (
+    *("mlflow", "torch", "transformers", "peft", "safetensors"),
+    *("numpy", "pandas", "pillow", "opencv-python-headless", "numba", "pyyaml"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A registered version. `created` is False where the same `dvc.lock` had been registered before."""
+
+    model: str
+    version: int
+    run_id: str
+    created: bool
+
+
+def register(params: Params, root: Path, *, git_rev: str, dvc_lock_md5: str, data_md5: str) -> Registered:
+    """Log a run and register a version of `params.registry.model` from the outputs below `root`.
+
+    The version appears last and whole, with all its tags; what is interrupted before leaves only a failed
+    run.
+
+    Args:
+        params: the recipe in force.
+        root: the project's folder, with `models/`, `reports/`, `data/exams/`, `params.yaml`, `dvc.lock`.
+        git_rev: commit of the code.
+        dvc_lock_md5: MD5 of `dvc.lock`; one that is registered already is not registered again.
+        data_md5: MD5 of the record store as DVC names it.
+
+    Raises:
+        UserError: an output is missing, the adapter is not what its manifest says, there is a pickle, or the
+            store cannot be opened.
+    """
+    with opened(params.registry) as client:
+        model = params.registry.model
+        known = find_registered(client, model, dvc_lock_md5)
+        if known is not None:
+            return Registered(model, known.number, known.run_id, created=False)
+        for name in EVIDENCE:
+            if not (root / name).exists():
+                raise UserError(f"{root / name}: is missing; expected it from the pipeline; run: dvc repro")
+        manifest = verify_adapter(root / "models/adapter")
+        metrics = _read_json(root / "reports/metrics.json")
+        lineage = {
+            "recipe": params.recipe,
+            "git_rev": git_rev,
+            "dvc_lock_md5": dvc_lock_md5,
+            "data_md5": data_md5,
+            "base": str(manifest["base"]),
+            "base_revision": str(manifest["revision"] or manifest["weights_sha256"]),
+            "adapter_sha256": str(manifest["files"][WEIGHTS]),
+            "exam_sha256": _exam_sha256(root / "data/exams/manifest.json", params.gate.primary_exam),
+        }
+        run_id = _start_run(client, params, lineage)
+        try:
+            _log_numbers(client, run_id, params, metrics)
+            for name, folder in EVIDENCE.items():
+                _log(client, run_id, root / name, folder)
+            files_sha256 = _log_served(client, run_id, params, root / "models/adapter")
+            client.set_terminated(run_id, "FINISHED")
+        except BaseException:
+            client.set_terminated(run_id, "FAILED")
+            raise
+        return _create_version(client, params, run_id, {**lineage, "files_sha256": files_sha256}, metrics)
+
+
+def _start_run(client: MlflowClient, params: Params, lineage: dict[str, str]) -> str:
+    experiment = client.get_experiment_by_name(params.registry.experiment)
+    assert experiment is not None  # `opened` has made it
+    tags = {**lineage, "mlflow.source.git.commit": lineage["git_rev"], "mlflow.source.name": "ecg retrain"}
+    name = f"{params.recipe} {lineage['git_rev'][:8]}"
+    run = client.create_run(experiment.experiment_id, tags=tags, run_name=name)
+    return str(run.info.run_id)
+
+
+def _log_numbers(client: MlflowClient, run_id: str, params: Params, metrics: dict[str, Any]) -> None:
+    import time
+
+    from mlflow.entities import Metric, Param
+
+    now = int(time.time() * 1000)
+    client.log_batch(run_id, params=[Param(key, text) for key, text in _flat_params(to_dict(params))])
+    client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in flat_metrics(metrics)])
+
+
+def flat_metrics(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """`exam.subject.metric` with its value, and `….low`, `….high` with its interval; no undefined ones.
+
+    Labels stay in `metrics.json`: thousands of numbers would bury the ones that decide.
+    """
+    for exam, subjects in metrics.items():
+        for subject, named in subjects.items():
+            for metric, entry in named.items():
+                if not isinstance(entry, Mapping) or "value" not in entry:
+                    continue
+                low, high = entry.get("interval") or (None, None)
+                for suffix, value in (("", entry["value"]), (".low", low), (".high", high)):
+                    if isinstance(value, int | float) and math.isfinite(value):
+                        yield f"{exam}.{subject}.{metric}{suffix}", float(value)
+
+
+def _flat_params(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat_params(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
+
+
+def _log(client: MlflowClient, run_id: str, path: Path, folder: str) -> None:
+    if path.is_dir():
+        client.log_artifacts(run_id, str(path), folder)
+    else:
+        client.log_artifact(run_id, str(path), folder or None)
+
+
+def _log_served(client: MlflowClient, run_id: str, params: Params, adapter: Path) -> str:
+    """Save the pyfunc, look for pickles before anything leaves this machine, log it; returns its hash."""
+    with tempfile.TemporaryDirectory(prefix="ecg-register-") as temporary:
+        folder = Path(temporary) / SERVED
+        save_pyfunc(params, adapter, folder)
+        refuse_pickles(folder)
+        verify_adapter(folder / ADAPTER)
+        client.log_artifacts(run_id, str(folder), SERVED)
+        return folder_sha256(folder)
+
+
+def save_pyfunc(params: Params, adapter: Path, folder: Path) -> None:
+    """Write the folder that MLflow serves: this package with the shipped bases, the adapter, an example."""
+    from importlib.metadata import version
+
+    import mlflow
+
+    import components
+    from components.reading import pyfunc
+
+    mlflow.pyfunc.save_model(
+        folder,
+        python_model=pyfunc.__file__,
+        code_paths=[str(Path(components.__file__).parent)],
+        artifacts={"adapter": str(adapter)},
+        model_config={
+            "base": params.model.base,
+            "revision": params.model.revision,
+            "threads": params.evaluate.threads,
+            "width_px": params.pages.width_px,
+            "height_px": params.pages.height_px,
+        },
+        signature=pyfunc.signature(),
+        input_example=_example(params),
+        pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS],
+    )
+
+
+def _example(params: Params) -> dict[str, list[str]]:
+    """A simulated page, never a patient's: the example is shown to whoever may see the version."""
+    import base64
+
+    from components.pages.codec import encode_png
+    from components.pages.draw import draw
+    from components.pages.spec import canonical_spec
+    from components.records.simulator import HOSPITALS, simulate
+
+    record = simulate(HOSPITALS["base"], patient=0, seed=0)
+    spec = canonical_spec(params.pages.width_px, params.pages.height_px)
+    page = encode_png(draw(record.signal_uv, record.sampling_rate_hz, spec))
+    return {"page": [base64.b64encode(page).decode()], "question": ["Is this a normal ECG?"]}
+
+
+def _create_version(
+    client: MlflowClient, params: Params, run_id: str, tags: dict[str, str], metrics: dict[str, Any]
+) -> Registered:
+    model = params.registry.model
+    if find_model(client, model) is None:
+        client.create_registered_model(model, description=f"Adapters of the recipe {params.recipe}.")
+    created = client.create_model_version(
+        model,
+        source=f"{client.get_run(run_id).info.artifact_uri}/{SERVED}",
+        run_id=run_id,
+        tags=tags,
+        description=describe(params.gate, metrics, tags, verdict=None),
+    )
+    return Registered(model, int(created.version), run_id, created=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        tree: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON ({error}); make it again: dvc repro --force evaluate") from error
+    return tree
+
+
+def _exam_sha256(manifest: Path, exam: str) -> str:
+    if not manifest.is_file():
+        raise UserError(f"{manifest}: is missing; expected the frozen exams; run: dvc repro exams")
+    exams = _read_json(manifest).get("exams", {})
+    if exam not in exams:
+        raise UserError(f"gate.primary_exam: found '{exam}', expected one of {manifest}: {', '.join(exams) or 'none'}")
+    return str(exams[exam]["sha256"])
