@@ -101,11 +101,11 @@ def _shift_st(case: Case, vector: Array, late: float = 60.0, before: float = 28.
 
 
 def _span(rng: np.random.Generator, low: float, high: float) -> float:
-    return float(rng.uniform(low, high))
+    return low + (high - low) * rng.random()
 
 
 def _log(rng: np.random.Generator, middle: float, spread: float, low: float, high: float) -> float:
-    return float(np.clip(middle * np.exp(rng.normal(0, spread)), low, high))
+    return min(max(float(middle * np.exp(rng.normal(0, spread))), low), high)
 
 
 def _sure(rng: np.random.Generator, severity: float) -> float:
@@ -466,7 +466,7 @@ def _dead_muscle(case: Case, u: Array, much: float) -> float:
     rng, heart = case.rng, case.heart
     early = np.exp(-((np.maximum(heart.qrs[:, CENTRE] - 20, 0) / 24.0) ** 2))
     along = np.maximum(heart.qrs[:, XYZ] @ u, 0)
-    loss = np.clip(0.55 + 0.6 * much, 0, 1.15)
+    loss = min(0.55 + 0.6 * much, 1.15)
     heart.qrs[:, XYZ] -= (loss * early * along)[:, None] * u
     depth = _log(rng, 0.17 + 0.30 * much, 0.3, 0.08, 0.9)
     heart.qrs = np.vstack([heart.qrs, kernel(_span(rng, 18, 29), _span(rng, 8, 11.5), -depth * u)])

@@ -112,6 +112,9 @@ _QRS_SPREAD = np.array(
 )
 
 
+_PLATEAU_SHIFT, _PLATEAU_SPREAD = np.array([-0.03, -0.015, -0.02]), np.array([0.018, 0.014, 0.02])
+
+
 def lay_t(rng: np.random.Generator, qt_ms: float, vector: Array, shape: float = 1.0) -> Array:
     """A T wave [2, 6] that ends at `qt_ms`: slow rise, faster fall, an early shoulder; `shape` scales its width."""
     after = rng.normal(38, 5) * shape * np.sqrt(qt_ms / 400)
@@ -143,9 +146,7 @@ def normal_heart(rng: np.random.Generator, age: float, male: bool, rate_bpm: flo
     t_vector = half @ (np.array([0.235, 0.115, -0.215]) * t_size + rng.normal(0, 0.035, 3))
     t = lay_t(rng, qt, t_vector)
     j = float(centres[-1])
-    plateau = (
-        0.25 * t_vector * rng.uniform(0.1, 0.9) + np.array([-0.03, -0.015, -0.02]) + rng.normal(0, [0.018, 0.014, 0.02])
-    )
+    plateau = 0.25 * t_vector * rng.uniform(0.1, 0.9) + _PLATEAU_SHIFT + _PLATEAU_SPREAD * rng.standard_normal(3)
     st = kernel(j + rng.uniform(45, 80), rng.uniform(24, 34), plateau, rng.uniform(40, 60))
     if rng.random() < 0.3:
         st = np.vstack([st, kernel(qt + rng.uniform(45, 80), 28, t_vector * rng.uniform(0.04, 0.14))])
@@ -162,7 +163,7 @@ def normal_heart(rng: np.random.Generator, age: float, male: bool, rate_bpm: flo
         qrs=qrs,
         st=st,
         t=t,
-        pr_ms=float(np.clip(rng.normal(152 + 6 * old, 20), 116, 196)),
+        pr_ms=min(max(rng.normal(152 + 6 * old, 20), 116.0), 196.0),
         qt_ms=qt,
         torso=random_torso(rng),
         age=age,

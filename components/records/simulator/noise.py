@@ -52,12 +52,26 @@ def leads_of(electrodes: Array, resolution_uv: int = 1) -> NDArray[np.int16]:
     return np.concatenate([np.rint(limbs), uv[2:]]).astype(np.int16)
 
 
+def _pick(rng: np.random.Generator, options: tuple[float, ...]) -> float:
+    return options[int(rng.integers(len(options)))]
+
+
 @lru_cache(maxsize=8)
-def _slow_waves(n: int, rate_hz: int) -> tuple[Array, Array]:
-    """The frequencies of the baseline (.05 to 1.2 Hz) and their cosines and sines [2 x frequencies, n]."""
-    frequencies = np.arange(0.05, 1.2, 0.0617)
-    angle = 2 * np.pi * frequencies[:, None] * np.arange(n) / rate_hz
-    return frequencies, np.stack([np.cos(angle), np.sin(angle)], axis=1).reshape(-1, n)
+def _slow_waves(n: int, rate_hz: int) -> Array:
+    """Cosines and sines of the baseline's frequencies (.05 to 1.2 Hz), the slower the larger [waves, n]."""
+    frequencies = np.arange(0.05, 1.2, 0.0617)[:, None]
+    angle = 2 * np.pi * frequencies * np.arange(n) / rate_hz
+    size = (frequencies + 0.12) ** -1.6
+    return np.stack([size * np.cos(angle), size * np.sin(angle)], axis=1).reshape(-1, n)
+
+
+@lru_cache(maxsize=32)
+def _muscle_spectrum(n: int, rate_hz: int, low_pass_hz: float) -> NDArray[np.float32]:
+    """Relative amplitude of muscle noise at the frequencies of `rfft`, behind the machine's low pass."""
+    frequencies = np.fft.rfftfreq(n, 1 / rate_hz)
+    rising = 1.0 / (1 + (8 / np.maximum(frequencies, 0.1)) ** 1.2)
+    passed = np.exp(-np.log(2) / 2 * (frequencies / low_pass_hz) ** 2)
+    return np.where(frequencies < 1.2, 0.0, rising * passed).astype(np.float32)
 
 
 def disturb(
@@ -71,22 +85,20 @@ def disturb(
     each = np.exp(rng.normal(0, 0.35, (9, 1)))
 
     frequencies = np.fft.rfftfreq(n, 1 / rate_hz)
-    slow, waves = _slow_waves(n, rate_hz)
-    wander = (rng.standard_normal((9, len(waves))) / (np.repeat(slow, 2) + 0.12) ** 1.6) @ waves
+    waves = _slow_waves(n, rate_hz)
+    wander = rng.standard_normal((9, len(waves))) @ waves
     wander *= drift * each / wander.std()
-    top = float(rng.choice(machine.low_pass_hz))
-    rough = 1.0 / (1 + (8 / np.maximum(frequencies, 0.1)) ** 1.2) * np.exp(-np.log(2) / 2 * (frequencies / top) ** 2)
-    rough[frequencies < 1.2] = 0.0
-    spectrum = rng.standard_normal((9, 2 * len(frequencies))).view(np.complex128) * rough
-    hiss = np.fft.irfft(spectrum, n, axis=1)
-    hiss *= muscle * each[::-1] / hiss.std()
+    top = _pick(rng, machine.low_pass_hz)
+    white = rng.standard_normal((9, 2 * len(frequencies)), dtype=np.float32).view(np.complex64)
+    hiss = np.fft.irfft(white * _muscle_spectrum(n, rate_hz, top), n, axis=1)
+    hiss *= (muscle * each[::-1] / hiss.std()).astype(np.float32)
 
     time = np.arange(n) / rate_hz
     if rng.random() < machine.burst:
         centre, width = rng.uniform(0, time[-1]), rng.uniform(0.4, 2.5)
         hiss *= 1 + rng.uniform(2, 6) * np.exp(-0.5 * ((time - centre) / width) ** 2)
         flags.append("burst_noise")
-    mains = float(rng.choice(machine.mains_hz))
+    mains = _pick(rng, machine.mains_hz)
     if mains < 0.45 * rate_hz:
         size = machine.mains_mv * np.exp(rng.normal(0, 0.8, (9, 1)))
         hiss += size * np.sin(2 * np.pi * mains * time + rng.uniform(0, 2 * np.pi))
@@ -102,7 +114,7 @@ def disturb(
     if rng.random() < machine.swap:
         noisy[[0, 1]] = noisy[[1, 0]]
         flags.append("electrodes_problems")
-    high_pass = float(rng.choice(machine.high_pass_hz))
+    high_pass = _pick(rng, machine.high_pass_hz)
     if high_pass >= 0.2:
         response = 1j * frequencies / (1j * frequencies + high_pass)
         noisy = np.fft.irfft(np.fft.rfft(noisy, axis=1) * response, n, axis=1)
@@ -115,5 +127,5 @@ def disturb(
 
 def smoothing_ms(rng: np.random.Generator, rate_hz: int, machine: Machine) -> float:
     """Width (ms, sigma) by which the machine's low pass and the sampling blur a Gaussian kernel."""
-    top = min(float(rng.choice(machine.low_pass_hz)), 0.45 * rate_hz)
+    top = min(_pick(rng, machine.low_pass_hz), 0.45 * rate_hz)
     return float(132.5 / top)

@@ -110,7 +110,7 @@ def _choose_conditions(rng: np.random.Generator, place: Hospital) -> list[str]:
 
 def _demographics(rng: np.random.Generator, names: list[str]) -> tuple[float, bool]:
     oldest = max((CONDITIONS[name] for name in names), key=lambda condition: condition.age[0])
-    age = float(np.clip(rng.normal(*oldest.age), 16, 94))
+    age = min(max(rng.normal(*oldest.age), 16.0), 94.0)
     return age, bool(rng.random() < oldest.male)
 
 
@@ -120,8 +120,8 @@ def _rate(rng: np.random.Generator, names: list[str]) -> float:
         if span:
             return float(rng.triangular(*span))
     if "normal" in names:
-        return float(np.clip(rng.normal(71, 11), 60.2, 99.5))
-    return float(np.clip(rng.normal(73, 13), 50, 118))
+        return min(max(rng.normal(71, 11), 60.2), 99.5)
+    return min(max(rng.normal(73, 13), 50.0), 118.0)
 
 
 def _draw_case(rng: np.random.Generator, names: list[str], age: float, male: bool) -> tuple[Case, Beat]:

@@ -82,6 +82,10 @@ PHRASES: dict[str, tuple[str, ...]] = {
 RHYTHMS = ("SR", "SBRAD", "STACH", "SARRH", "AFIB", "AFLT", "SVTAC", "PSVT", "PACE", "BIGU", "TRIGU")
 
 
+def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
 def axis_phrase(axis_deg: float) -> str:
     if axis_deg < -30:
         return "left axis deviation"
@@ -93,13 +97,13 @@ def axis_phrase(axis_deg: float) -> str:
 def report(rng: np.random.Generator, labels: Mapping[str, float], axis_deg: float) -> str:
     """Rhythm, sometimes the axis, then findings; doubtful ones (likelihood under 100) are worded so."""
     blocked = any(code in labels for code in ("1AVB", "2AVB", "3AVB"))
-    parts = [str(rng.choice(PHRASES[code][: 1 if blocked else None])) for code in RHYTHMS if code in labels]
+    parts = [_pick(rng, PHRASES[code][: 1 if blocked else None]) for code in RHYTHMS if code in labels]
     if rng.random() < 0.5:
         parts.append(axis_phrase(axis_deg))
     hedges = ("probable {}", "possible {}", "{}, cannot be excluded")
     for code, likelihood in labels.items():
         if code in RHYTHMS:
             continue
-        words = str(rng.choice(PHRASES[code]))
-        parts.append(words if likelihood >= 100 else str(rng.choice(hedges)).format(words))
+        words = _pick(rng, PHRASES[code])
+        parts.append(words if likelihood >= 100 else _pick(rng, hedges).format(words))
     return ". ".join(parts) + "."
