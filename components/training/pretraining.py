@@ -308,7 +308,8 @@ A {facts["parameters"] / 1e6:.1f} M parameter FastVLM (ResNet tower, 4-layer Lla
 12-lead ECG pages of {PAGE_WIDTH}x{PAGE_HEIGHT} px. It is where adapters of the default recipe start, so that the loop
 runs on two CPU cores. **Not a medical device; not for reading a patient's ECG.**
 
-- Trained on: {facts["trained_on"]}. No real ECG, image or text entered its weights.
+- Trained on: {facts["trained_on"]}. No real ECG, image or text entered its weights. The simulator's means and
+  spreads were set with an eye on rounded aggregates of PTB-XL's folds 1-8 (Wagner et al. 2020, CC BY 4.0).
 - Checkpoint: step {facts["chosen_step"]}, chosen by {facts["chosen_by"]}.
 - Seed {facts["params"]["seed"]}; code revision `{facts["code_revision"]}`.
 - Made by `python -m components.models.pretrain`; every option and hash is in `manifest.json`.
