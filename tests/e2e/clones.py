@@ -33,7 +33,7 @@ SMALL = [
     "gate.beat_base_by=-1.0",
     "gate.beat_champion_by=-1.0",
 ]
-PATIENTS = 80
+PATIENTS = 120
 
 
 @dataclass(frozen=True)

@@ -72,3 +72,20 @@ def test_an_earlier_recipe_is_restored_not_recomputed(project: Project, challeng
     answer = project.json("retrain", "--set", "train.seed=0", "--set", "gate.beat_base_by=-1.0")
     assert (answer["status"], answer["version"]) == ("nothing-to-do", 2)
     assert "is cached - skipping run" in (project.root / "logs" / "train.log").read_text()
+
+
+def test_a_stages_error_reaches_the_user_and_the_rerun_goes_on(project: Project, challenger: dict) -> None:
+    cohort = project.root / "data" / "simulated" / "cohort.yaml"
+    text = cohort.read_text()
+    cohort.write_text(text.replace("riverside", "rivrside"))
+    error = project.json("retrain", code=2)["error"]
+    assert "stage 'records'" in error
+    assert "rivrside" in error
+    assert "Traceback" not in error
+    cohort.write_text(text)
+    assert (project.json("retrain")["status"], project.json("status")["changed_stages"]) == ("nothing-to-do", [])
+
+
+def test_what_does_not_exist_is_named(project: Project, challenger: dict) -> None:
+    assert "found 7" in project.ecg("approve", "7", "--by", "Ada", code=2).stderr
+    assert "is the champion already" in project.ecg("rollback", "--reason", "test", "--to", "1", code=2).stderr

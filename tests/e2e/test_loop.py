@@ -22,7 +22,7 @@ def test_one_command_takes_records_to_a_gated_version(project: Project, register
     assert (registered["model"], registered["version"], registered["recipe"]) == ("ecg-tiny", 1, "ecg-tiny")
     for subject in ("base", "adapter", "page_cnn"):
         estimate = registered["metrics"]["super"][subject]["auc_macro"]
-        assert set(estimate) == {"value", "interval", "n"}
+        assert {"value", "interval", "n"} <= set(estimate)
     assert registered["metrics"]["super"]["adapter_minus_base"]["auc_macro"]["interval"]
     for made in ("models/adapter/manifest.json", "reports/card/card.md", "reports/curves/roc.csv", "dvc.lock"):
         assert (project.root / made).is_file(), made
@@ -56,14 +56,6 @@ def test_people_get_tables(project: Project, registered: dict) -> None:
         assert words in told
 
 
-def test_the_lineage_is_in_the_registry(project: Project, registered: dict) -> None:
-    status = project.json("status")
-    assert status["changed_stages"] == []
-    (version,) = status["versions"]
-    assert (version["version"], version["gate"], version["approval"]) == (1, "passed", "pending")
-    assert (version["stage"], version["aliases"]) == ("Staging", ["challenger"])
-
-
 def test_before_a_promotion_the_adapter_just_trained_reads(project: Project, registered: dict) -> None:
     reading = project.json("interpret", str(sample(project)))
     assert reading["reader"].startswith("models/adapter")
@@ -73,20 +65,22 @@ def test_before_a_promotion_the_adapter_just_trained_reads(project: Project, reg
 
 
 def test_an_approval_is_decided_on(project: Project, registered: dict) -> None:
-    assert project.json("decide")["decisions"] == []
+    (version,) = project.json("status")["versions"]
+    assert (version["version"], version["gate"], version["approval"]) == (1, "passed", "pending")
+    assert (version["stage"], version["aliases"]) == ("Staging", ["challenger"])
     assert project.json("approve", "1", "--by", "Ada")["approved_by"] == "Ada"
     (decision,) = project.json("decide")["decisions"]
     assert (decision["version"], decision["action"]) == (1, "promoted")
-    (version,) = project.json("status")["versions"]
-    assert (version["stage"], version["aliases"]) == ("Production", ["champion"])
-    assert "final" in project.ecg("approve", "1", "--by", "Ada", code=2).stderr
+    told = project.ecg("status").stdout
+    for words in ("Production", "champion", "approved", "Ada", "Nothing has changed"):
+        assert words in told
 
 
 def test_the_champion_reads_a_page(project: Project, registered: dict) -> None:
-    told = project.ecg("interpret", str(sample(project)), "--version", "1").stdout
-    assert "version 1" in told
+    told = project.ecg("interpret", str(sample(project))).stdout
+    assert "ecg-tiny version 1" in told
+    assert "a normal ECG" in told
     assert "Not a medical device" in told
-    assert project.json("interpret", str(sample(project)))["reader"].endswith("version 1")
 
 
 def test_a_page_that_is_no_picture_is_refused(project: Project, registered: dict) -> None:
@@ -105,24 +99,6 @@ def test_an_adapter_with_a_changed_byte_is_refused(project: Project, registered:
     weights.write_bytes(whole)
     assert "adapter_model.safetensors" in error
     assert "sha256" in error
-
-
-def test_unknown_versions_and_aliases_are_named(project: Project, registered: dict) -> None:
-    assert "found 7" in project.ecg("approve", "7", "--by", "Ada", code=2).stderr
-    assert "champion" in project.ecg("interpret", str(sample(project)), "--alias", "champon", code=2).stderr
-    assert "no previous champion" in project.ecg("rollback", "--by", "Ada", "--reason", "test", code=2).stderr
-
-
-def test_a_stages_error_reaches_the_user_and_the_rerun_goes_on(project: Project, registered: dict) -> None:
-    cohort = project.root / "data" / "simulated" / "cohort.yaml"
-    text = cohort.read_text()
-    cohort.write_text(text.replace("riverside", "rivrside"))
-    error = project.json("retrain", code=2)["error"]
-    assert "stage 'records'" in error
-    assert "rivrside" in error
-    assert "Traceback" not in error
-    cohort.write_text(text)
-    assert project.json("retrain") == {**registered, "status": "nothing-to-do"}
 
 
 def sample(project: Project) -> Path:

@@ -32,7 +32,8 @@ def module_of(stage: str) -> str:
 
 def file_of(module: str) -> Path:
     path = Path(*module.split("."))
-    return path / "__init__.py" if (REPOSITORY / path).is_dir() else path.with_suffix(".py")
+    file = path.with_suffix(".py")
+    return file if (REPOSITORY / file).is_file() else path / "__init__.py"
 
 
 def imported_files(stage: str) -> set[Path]:
