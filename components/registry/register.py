@@ -18,6 +18,7 @@ from components.registry.store import opened
 from components.registry.versions import find_model, find_registered
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mlflow import MlflowClient
 
 # What a version must be able to show, relative to the project: the artifact's folder in the run by file.
@@ -183,9 +184,11 @@ def save_pyfunc(params: Params, adapter: Path, folder: Path) -> None:
     )
 
 
-def _example(params: Params) -> dict[str, list[str]]:
+def _example(params: Params) -> pd.DataFrame:
     """A simulated page, never a patient's: the example is shown to whoever may see the version."""
     import base64
+
+    import pandas as pd
 
     from components.pages.codec import encode_png
     from components.pages.draw import draw
@@ -195,7 +198,7 @@ def _example(params: Params) -> dict[str, list[str]]:
     record = simulate(HOSPITALS["base"], patient=0, seed=0)
     spec = canonical_spec(params.pages.width_px, params.pages.height_px)
     page = encode_png(draw(record.signal_uv, record.sampling_rate_hz, spec))
-    return {"page": [base64.b64encode(page).decode()], "question": ["Is this a normal ECG?"]}
+    return pd.DataFrame({"page": [base64.b64encode(page).decode()], "question": ["Is this a normal ECG?"]})
 
 
 def _create_version(

@@ -72,7 +72,7 @@ def test_what_is_served_stands_alone_and_holds_no_pickle(params: Params, registe
     requirements = (folder / "requirements.txt").read_text().split()
     assert all("==" in line and "+" not in line for line in requirements)
     example = json.loads((folder / "input_example.json").read_text())
-    assert set(example) == {"page", "question"}
+    assert example["columns"] == ["page", "question"]
 
 
 def test_the_same_lock_is_registered_once(params: Params, registered: Register) -> None:
