@@ -30,10 +30,11 @@ def roc_curves(predictions: pd.DataFrame, points: int = 101) -> pd.DataFrame:
 
 def roc_curve(truth: NDArray[np.bool_], score: NDArray[np.float64], grid: NDArray[np.float64]) -> NDArray[np.float64]:
     """True positive rate at each false positive rate of `grid`, by linear interpolation; both classes needed."""
-    from sklearn.metrics import roc_curve as points_of
-
-    false_positive, true_positive, _ = points_of(truth, score, drop_intermediate=False)
-    rate: NDArray[np.float64] = np.interp(grid, false_positive, true_positive)
+    order = np.argsort(-score, kind="stable")
+    ends = np.flatnonzero(np.r_[np.diff(score[order]) != 0, True])  # equal scores are passed together
+    true_positive = np.cumsum(truth[order])[ends] / truth.sum()
+    false_positive = np.cumsum(~truth[order])[ends] / (~truth).sum()
+    rate: NDArray[np.float64] = np.interp(grid, np.r_[0.0, false_positive], np.r_[0.0, true_positive])
     rate[0] = 0.0
     return rate
 

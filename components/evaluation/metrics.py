@@ -54,7 +54,8 @@ def answer_sheet(predictions: pd.DataFrame) -> AnswerSheet:
         )
 
     def column(name: str) -> NDArray[np.object_]:
-        return rows[name].to_numpy(dtype=object).reshape(shape)
+        values: NDArray[np.object_] = rows[name].to_numpy(dtype=object).reshape(shape)
+        return values
 
     score = column("score").astype(np.float64)
     first_of_each = slice(None, None, max(len(labels), 1))

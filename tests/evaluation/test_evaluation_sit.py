@@ -7,10 +7,12 @@ import hashlib
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_curve as sklearn_roc
 from tiny_cohort import tiny_params
 
 from components.evaluation import evaluate as stage
 from components.evaluation import sit
+from components.evaluation.curves import roc_curve
 from components.exams.frozen import open_exam
 from components.params import UserError
 from components.reading.reader import Reader, Scores
@@ -24,10 +26,8 @@ class Oracle:
     def __init__(self, exam, doubt=0.0):
         self.asked = []
         items = pd.concat([exam.items(name) for name in exam.names])
-        truth = {(row.record_id, row.question): row.truth for row in items.itertuples()}
-        self._truth = {
-            (self._key(exam.page(record_id)), question): held for (record_id, question), held in truth.items()
-        }
+        key = {record_id: self._key(exam.page(record_id)) for record_id in exam.index.index}
+        self._truth = {(key[row.record_id], row.question): row.truth for row in items.itertuples()}
         self._doubt, self._rng = doubt, np.random.default_rng(0)
 
     @staticmethod
@@ -101,6 +101,11 @@ def test_evaluate_writes_metrics_predictions_and_curves(exams, exam, tmp_path, m
     assert set(saved[saved["subject"] == "page_cnn"]["prompt"]) == {""}
     roc = pd.read_csv(out / "curves" / "roc.csv")
     assert roc.columns.tolist() == ["false_positive_rate", "base", "adapter", "page_cnn"]
+    answers = saved[(saved["subject"] == "adapter") & (saved["label"] == "CD") & (saved["exam"] == "super")]
+    answers = answers[answers["split"] == "test"]
+    truth, score = answers["truth"].to_numpy(bool), answers["score"].to_numpy(float)
+    expected = np.interp(roc["false_positive_rate"][1:], *sklearn_roc(truth, score, drop_intermediate=False)[:2])
+    np.testing.assert_allclose(roc_curve(truth, score, roc["false_positive_rate"].to_numpy())[1:], expected)
     area = np.trapezoid(roc["adapter"], roc["false_positive_rate"])
     assert area == pytest.approx(metrics["super"]["adapter"]["auc_macro"]["value"], abs=0.02)
     calibration = pd.read_csv(out / "curves" / "calibration.csv")
