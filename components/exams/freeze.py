@@ -2,7 +2,8 @@
 
     python -m components.exams.freeze
 
-One page is drawn for each record and serves every exam. The same records and params give the same bytes.
+One page is drawn for each record and serves every exam. The same records and params give the same bytes. A clean
+page is kept as PNG; one with artefacts as JPEG, as scans are, since its noise would make a PNG four times as large.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from components.exams.frozen import SPLITS
 from components.exams.tasks import TASKS, Task
+from components.pages.artefacts import Artefacts
 from components.pages.codec import encode_png
 from components.pages.draw import draw
 from components.pages.spec import PageSpec, canonical_spec, find_style, spec
@@ -31,6 +35,7 @@ from components.storage import fresh_folder, sha256, write_text
 
 RECORDS = Path("data/records")
 OUT = Path("data/exams")
+JPEG_QUALITY = 95
 
 
 def freeze_exams(params: ExamsParams, records: Path = RECORDS, out: Path = OUT) -> dict[str, Any]:
@@ -118,18 +123,18 @@ def _items(task: Task, records: Iterable[Record], min_positives: int) -> pd.Data
 def _write_shard(
     path: Path, records: Iterable[Record], params: ExamsParams, progress: Progress
 ) -> list[dict[str, Any]]:
-    """One tar of pages, each a PNG followed by its JSON sidecar; returns the index rows."""
+    """One tar of pages, each followed by its JSON sidecar; returns the index rows."""
     rows = []
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for record in records:
             page_spec = exam_page_spec(params, record.record_id, params.width_px, params.height_px)
-            png = encode_png(draw(record.signal_uv, record.sampling_rate_hz, page_spec))
+            page, suffix = _encode(draw(record.signal_uv, record.sampling_rate_hz, page_spec), page_spec)
             sidecar = {
                 "record_id": record.record_id,
                 "patient_id": record.patient_id,
                 "split": record.split,
                 "label_provenance": record.label_provenance,
-                "sha256": hashlib.sha256(png).hexdigest(),
+                "sha256": hashlib.sha256(page).hexdigest(),
                 "spec": page_spec.to_dict(),
             }
             text = json.dumps(sidecar, sort_keys=True).encode()
@@ -139,8 +144,9 @@ def _write_shard(
                     "patient_id": record.patient_id,
                     "split": record.split,
                     "shard": path.name,
-                    "offset": _add(tar, f"{record.record_id}.png", png),
-                    "size": len(png),
+                    "format": suffix,
+                    "offset": _add(tar, f"{record.record_id}.{suffix}", page),
+                    "size": len(page),
                     "sha256": sidecar["sha256"],
                     "spec_offset": _add(tar, f"{record.record_id}.json", text),
                     "spec_size": len(text),
@@ -148,6 +154,16 @@ def _write_shard(
             )
             progress.advance()
     return rows
+
+
+def _encode(page: NDArray[np.uint8], page_spec: PageSpec) -> tuple[bytes, str]:
+    """The page as a file, and the file's suffix."""
+    if page_spec.artefacts == Artefacts():
+        return encode_png(page), "png"
+    import cv2
+
+    _, data = cv2.imencode(".jpg", page[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return data.tobytes(), "jpg"
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:

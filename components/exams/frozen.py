@@ -4,7 +4,7 @@ data/exams/
     manifest.json                         what was frozen, and the hash of every file and exam
     super.parquet, statements.parquet     one row an item
     pages/index.parquet                   where each page lies
-    pages/validation-00000.tar …          PNG and PageSpec of each record, side by side
+    pages/validation-00000.tar …          page (PNG or JPEG) and PageSpec of each record
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class Exams:
         Raises:
             UserError: no page of that record, or its bytes are not the frozen ones.
         """
-        return decode(self.page_png(record_id))
+        return decode(self.page_file(record_id)[0])
 
-    def page_png(self, record_id: str) -> bytes:
-        """The page as the PNG file that was frozen; errors as `page`."""
+    def page_file(self, record_id: str) -> tuple[bytes, str]:
+        """The file that was frozen, and its suffix, `png` or `jpg`; errors as `page`."""
         place = self._place(record_id)
         data = self._read(place["shard"], int(place["offset"]), int(place["size"]))
         if hashlib.sha256(data).hexdigest() != place["sha256"]:
@@ -69,7 +69,7 @@ class Exams:
                 f"{self.folder / 'pages' / place['shard']}: the page of {record_id} is not the one that was frozen "
                 "(its sha256 differs from the index); draw the exam again: dvc repro --force exams"
             )
-        return data
+        return data, str(place["format"])
 
     def page_spec(self, record_id: str) -> PageSpec:
         """How the page was drawn: layout, style, resolution, artefacts."""

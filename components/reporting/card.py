@@ -47,7 +47,7 @@ def write_card(
     reports: Path = REPORTS,
     out: Path = OUT,
 ) -> Path:
-    """Write `card.md`, `card.html`, `plots/*.png` and `pages/*.png` into `out`; returns the path of `card.md`.
+    """Write `card.md`, `card.html`, `plots/` and `pages/` into `out`; returns the path of `card.md`.
 
     The adapter reads the sample pages anew, to write its report of each.
 
@@ -251,7 +251,8 @@ def _samples(
 how well they were answered. P(yes) is the adapter's probability; its answer is the greedy one."""
     ]
     for record_id, report in zip(chosen, reports, strict=True):
-        (folder / "pages" / f"{record_id}.png").write_bytes(exam.page_png(record_id))
+        page, suffix = exam.page_file(record_id)
+        (folder / "pages" / f"{record_id}.{suffix}").write_bytes(page)
         record = store.record(store.position(record_id), signal=False)
         stated = ", ".join(statement_name(code) for code in statements_in_order(record.labels))
         rows = [
@@ -262,7 +263,7 @@ how well they were answered. P(yes) is the adapter's probability; its answer is 
         parts.append(
             f"""### {record_id}
 
-![Page of {record_id}](pages/{record_id}.png)
+![Page of {record_id}](pages/{record_id}.{suffix})
 
 - **stated** ({record.label_provenance}): {stated}
 - **adapter's report**: {_plain(report)}
@@ -356,9 +357,10 @@ def _html(markdown: str, folder: Path) -> str:
 
     def inlined(match: re.Match[str]) -> str:
         data = base64.b64encode((folder / match[1]).read_bytes()).decode()
-        return f'src="data:image/png;base64,{data}"'
+        kind = "png" if match[1].endswith("png") else "jpeg"
+        return f'src="data:image/{kind};base64,{data}"'
 
-    body = re.sub(r'src="((?:plots|pages)/[^"]+\.png)"', inlined, body)
+    body = re.sub(r'src="((?:plots|pages)/[^"]+)"', inlined, body)
     title = markdown.splitlines()[0].removeprefix("# ")
     return f"""<!doctype html>
 <html lang="en">
