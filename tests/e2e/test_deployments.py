@@ -79,7 +79,7 @@ def worker(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     template = "infra/process-pool.json"
     server.prefect("work-pool", "create", "local", "--type", "process", "--base-job-template", template)
     server.prefect("--no-prompt", "deploy", "--all")
-    with background([PREFECT, "worker", "start", "--pool", "local", "--query-seconds", "2"], server, log):
+    with background([PREFECT, "worker", "start", "--pool", "local"], server, log):
         yield log
 
 
