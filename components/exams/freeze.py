@@ -26,7 +26,7 @@ from components.exams.tasks import TASKS, Task
 from components.pages.artefacts import Artefacts
 from components.pages.codec import encode_png
 from components.pages.draw import draw
-from components.pages.spec import PageSpec, canonical_spec, find_style, spec
+from components.pages.spec import PageSpec, find_style, page_in_style
 from components.params import ExamsParams, UserError, load_params, to_dict
 from components.progress import Progress
 from components.records.schema import Record
@@ -86,10 +86,8 @@ def exam_page_spec(params: ExamsParams, record_id: str, width_px: int, height_px
     Style "clean" is the canonical page. Otherwise the page is a draw of the style, seeded by `exams.seed` and the
     record's id, and so independent of the other records.
     """
-    if params.style == "clean":
-        return canonical_spec(width_px, height_px)
     digest = hashlib.sha256(f"{params.seed}:{record_id}".encode()).digest()
-    return spec(int.from_bytes(digest[:6], "big"), params.style, width_px, height_px)
+    return page_in_style(params.style, int.from_bytes(digest[:6], "big"), width_px, height_px)
 
 
 def _items(task: Task, records: Iterable[Record], min_positives: int) -> pd.DataFrame:

@@ -389,6 +389,11 @@ def canonical_spec(
     return page
 
 
+def page_in_style(style: str, seed: int, width_px: int, height_px: int) -> PageSpec:
+    """How exams and training draw a page: the one canonical page of style "clean", else a random page of the style."""
+    return canonical_spec(width_px, height_px) if style == "clean" else spec(seed, style, width_px, height_px)
+
+
 def find_style(style: PageStyle | str) -> PageStyle:
     """A style by name. Raises UserError that names the nearest one."""
     if isinstance(style, PageStyle):

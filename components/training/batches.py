@@ -14,7 +14,7 @@ import numpy as np
 from components.instruct.schema import Question
 from components.models.families import Page
 from components.pages.draw import draw
-from components.pages.spec import PageSpec, canonical_spec, spec
+from components.pages.spec import page_in_style
 from components.params import PagesParams
 from components.records.schema import Record
 
@@ -26,11 +26,6 @@ class Batch:
     record_ids: list[str]
     pages: list[Page]
     questions: list[list[Question]]
-
-
-def exam_spec(style: str, seed: int, width_px: int, height_px: int) -> PageSpec:
-    """How an exam draws a page: the one canonical page of the clean style, else a random page of the style."""
-    return canonical_spec(width_px, height_px) if style == "clean" else spec(seed, style, width_px, height_px)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +64,7 @@ class RecordBatches:
 
     def _page(self, record_id: str, rng: np.random.Generator) -> Page:
         style = self.exam_style if rng.random() < self.pages.canonical_fraction else self.pages.train_style
-        page = exam_spec(style, int(rng.integers(2**31)), self.pages.width_px, self.pages.height_px)
+        page = page_in_style(style, int(rng.integers(2**31)), self.pages.width_px, self.pages.height_px)
         record = self.record(record_id)
         return draw(record.signal_uv, record.sampling_rate_hz, page)
 

@@ -26,6 +26,7 @@ from components.models.precision import autocast, resolve, set_threads
 from components.models.tiny import PAGE_HEIGHT, PAGE_WIDTH, VOCABULARY, build_ecg_tiny
 from components.models.tokenizer import train_tokenizer
 from components.pages.draw import draw
+from components.pages.spec import page_in_style
 from components.params import RecordsParams
 from components.progress import Progress
 from components.records.ptbxl import read_ptbxl
@@ -33,7 +34,7 @@ from components.records.schema import Record
 from components.records.simulator import HOSPITALS, simulate
 from components.records.statements import STATEMENTS, SUPERCLASSES, superclasses_of
 from components.storage import fresh_folder
-from components.training.batches import Batch, choose_questions, exam_spec
+from components.training.batches import Batch, choose_questions
 
 LABELS: tuple[str, ...] = (*SUPERCLASSES, *STATEMENTS)
 CORPUS_RECORDS = 3000
@@ -176,7 +177,7 @@ def simulated_batch(params: PretrainParams, step: int) -> tuple[Batch, np.ndarra
         record = simulate(HOSPITALS["base"], patient, params.seed)
         rng = np.random.default_rng([params.seed, 2, patient])
         style = "clean" if rng.random() < params.clean_fraction else "varied"
-        page = exam_spec(style, int(rng.integers(2**31)), PAGE_WIDTH, PAGE_HEIGHT)
+        page = page_in_style(style, int(rng.integers(2**31)), PAGE_WIDTH, PAGE_HEIGHT)
         questions = questions_about(record.labels, record.measurements, rng, ITEMS)
         batch.record_ids.append(record.record_id)
         batch.pages.append(draw(record.signal_uv, record.sampling_rate_hz, page))
@@ -270,7 +271,7 @@ def _validate(
     scores = []
     for start in range(0, len(records), 32):
         chunk = records[start : start + 32]
-        spec = exam_spec("clean", 0, PAGE_WIDTH, PAGE_HEIGHT)
+        spec = page_in_style("clean", 0, PAGE_WIDTH, PAGE_HEIGHT)
         pages: list[Page] = [draw(record.signal_uv, record.sampling_rate_hz, spec) for record in chunk]
         with autocast(precision), torch.inference_mode():
             if joint:

@@ -24,12 +24,13 @@ from components.models.bases import Base, load_base
 from components.models.packing import BlockEncoder, answer_loss, pack, score_answers
 from components.models.precision import autocast, hold_batchnorm, resolve, set_threads
 from components.pages.draw import draw
+from components.pages.spec import page_in_style
 from components.params import Params, TrainParams, UserError, load_params, to_dict
 from components.progress import Progress
 from components.records.statements import SUPERCLASSES, superclasses_of
 from components.records.store import RecordStore
 from components.storage import fresh_folder, sha256, sources_sha256, write_text
-from components.training.batches import RecordBatches, exam_spec
+from components.training.batches import RecordBatches
 from components.training.checkpoints import Checkpoint, latest, save
 
 ADAPTER = Path("models/adapter")
@@ -112,7 +113,7 @@ class Validation:
         pages = []
         for i in self.indices[start:stop]:
             sizes = self._params.pages
-            spec = exam_spec(self._params.exams.style, i, sizes.width_px, sizes.height_px)
+            spec = page_in_style(self._params.exams.style, i, sizes.width_px, sizes.height_px)
             record = self._store.record(i)
             pages.append(draw(record.signal_uv, record.sampling_rate_hz, spec))
         return pages

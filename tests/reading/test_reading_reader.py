@@ -8,9 +8,9 @@ import torch
 
 from components.instruct.report import parse_statements
 from components.pages.draw import draw
+from components.pages.spec import page_in_style
 from components.reading.reader import Reader
 from components.records.simulator import HOSPITALS, simulate
-from components.training.batches import exam_spec
 
 QUESTIONS = ["Is this a normal ECG?", "Does this ECG show atrial fibrillation?"]
 
@@ -23,7 +23,7 @@ def reader():
 
 def page(patient: int, width: int = 352, height: int = 256) -> np.ndarray:
     record = simulate(HOSPITALS["base"], patient, 0)
-    return draw(record.signal_uv, record.sampling_rate_hz, exam_spec("clean", 0, width, height))
+    return draw(record.signal_uv, record.sampling_rate_hz, page_in_style("clean", 0, width, height))
 
 
 def test_batches_do_not_change_scores(reader):

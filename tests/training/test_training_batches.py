@@ -8,7 +8,8 @@ from tiny_cohort import patients, tiny_params
 
 from components.instruct.build import items_about
 from components.instruct.schema import Question
-from components.training.batches import RecordBatches, choose_questions, exam_spec
+from components.pages.spec import page_in_style
+from components.training.batches import RecordBatches, choose_questions
 
 
 @pytest.fixture(scope="module")
@@ -60,5 +61,5 @@ def test_fewer_questions_than_asked_for_are_all_taken():
 
 
 def test_the_exam_style_is_canonical_when_clean():
-    assert exam_spec("clean", 1, 352, 256) == exam_spec("clean", 2, 352, 256)
-    assert exam_spec("varied", 1, 352, 256) != exam_spec("varied", 2, 352, 256)
+    assert page_in_style("clean", 1, 352, 256) == page_in_style("clean", 2, 352, 256)
+    assert page_in_style("varied", 1, 352, 256) != page_in_style("varied", 2, 352, 256)
