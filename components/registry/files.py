@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from components.models.adapters import WEIGHTS, verify_adapter
 from components.params import UserError
@@ -59,7 +61,7 @@ def verify_version(version: Version) -> None:
         try:
             _verify(version, folder)
         except UserError as error:
-            # Named where the files lie, not by the temporary copy: the same damage gives the same words.
+            # Named where the files lie, not by a temporary copy: the same damage gives the same words.
             raise UserError(f"{version}: {str(error).replace(str(folder), version.source)}") from error
 
 
@@ -81,11 +83,18 @@ def _verify(version: Version, folder: Path) -> None:
 
 @contextmanager
 def fetched(version: Version) -> Iterator[Path]:
-    """A temporary copy of the folder that `version` serves.
+    """The folder that `version` serves: where it lies, or a temporary copy of one that lies elsewhere. Read only.
 
     Raises:
         UserError: the artifacts are gone or their store does not answer.
     """
+    address = urlsplit(version.source)
+    if address.scheme == "file":
+        folder = Path(url2pathname(address.path))
+        if not folder.is_dir():
+            raise UserError(f"{version}: its files are gone from {folder}; restore the artifact store")
+        yield folder
+        return
     with tempfile.TemporaryDirectory(prefix="ecg-version-") as temporary:
         yield _download(version.source, Path(temporary), f"the files of {version}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -50,7 +51,7 @@ class Store:
         self._copy(self.kept / f"{state}.db", self.folder / "mlflow.db")
         shutil.rmtree(self.folder / "artifacts", ignore_errors=True)
         if (self.kept / state).exists():
-            shutil.copytree(self.kept / state, self.folder / "artifacts")
+            shutil.copytree(self.kept / state, self.folder / "artifacts", copy_function=os.link)
 
     def _copy(self, source: Path, target: Path) -> None:
         # SQLite's own backup: MLflow keeps connections open.
@@ -140,8 +141,13 @@ def stages_of(params: Params) -> dict[int, str]:
 
 
 def served_folder(params: Params, number: int) -> Path:
-    """Where the files of a version lie."""
-    return Path(version_of(params, number).source.removeprefix("file://"))
+    """Where the files of a version lie; adapter and code may be written to (what is kept is linked)."""
+    folder = Path(version_of(params, number).source.removeprefix("file://"))
+    for path in [*(folder / "artifacts/adapter").iterdir(), folder / "code/components/__init__.py"]:
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+    return folder
 
 
 def twin(params: Params, number: int) -> int:

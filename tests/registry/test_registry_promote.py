@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -187,8 +188,12 @@ def _change_code(model: Path) -> None:
     (model / "code/components/__init__.py").write_text("import os\n")
 
 
-def _remove_everything(model: Path) -> None:
+def _remove_weights(model: Path) -> None:
     (model / "artifacts/adapter" / WEIGHTS).unlink()
+
+
+def _remove_the_folder(model: Path) -> None:
+    shutil.rmtree(model)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +205,8 @@ def _remove_everything(model: Path) -> None:
         (_add_pickle, "training_args.bin: is a pickle"),
         (_add_pickle_elsewhere, "python_model.pkl: is a pickle"),
         (_change_code, "code, base or adapter were changed"),
-        (_remove_everything, "is missing"),
+        (_remove_weights, "is missing"),
+        (_remove_the_folder, "its files are gone"),
     ],
 )
 def test_changed_files_are_refused(
@@ -260,6 +266,7 @@ def test_a_version_still_better_than_the_new_champion_is_promoted(
     assert stages_of(params) == {champion: "Archived", better: "Archived", best: "Production"}
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_stages_follow_the_aliases_when_changed_by_hand(params: Params, champion: int) -> None:
     connect(params.registry).transition_model_version_stage(params.registry.model, str(champion), "Archived")
     decide(params)
