@@ -5,8 +5,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-unexport PYTHONDONTWRITEBYTECODE   # uncompiled imports take several times as long
-export OMP_NUM_THREADS ?= 1        # more threads than free cores make small models slower
+# Uncompiled imports take several times as long.
+unexport PYTHONDONTWRITEBYTECODE
+# More threads than free cores make small models slower.
+export OMP_NUM_THREADS ?= 1
 
 .PHONY: install retrain ui test test-slow clean
 
