@@ -68,6 +68,13 @@ def attach_lora(model: Any, lora: LoraParams, seed: int) -> Any:
     return get_peft_model(model, config)
 
 
+def adapted_modules(model: Any) -> list[str]:
+    """Full names, in the base, of the modules that carry LoRA weights, sorted: peft's own list holds suffixes."""
+    from peft.tuners.lora import LoraLayer
+
+    return sorted(name for name, module in model.get_base_model().named_modules() if isinstance(module, LoraLayer))
+
+
 def save_adapter(model: Any, base: Base, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """Write weights, configuration, processor files and manifest into `folder`; returns the manifest."""
     import json
@@ -77,9 +84,9 @@ def save_adapter(model: Any, base: Base, folder: Path, facts: dict[str, Any]) ->
     model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     config = json.loads((folder / CONFIG).read_text())
-    modules = sorted(config["target_modules"])
     # peft writes the path the base was loaded from and an unordered list: neither may depend on the machine.
-    config |= {"base_model_name_or_path": base.identity["base"], "target_modules": modules, "revision": None}
+    targets = sorted(config["target_modules"])
+    config |= {"base_model_name_or_path": base.identity["base"], "target_modules": targets, "revision": None}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     base.processor.save_pretrained(folder)
     libraries = ("torch", "transformers", "peft", "accelerate", "safetensors", "numpy")
@@ -89,7 +96,7 @@ def save_adapter(model: Any, base: Base, folder: Path, facts: dict[str, Any]) ->
         {
             **base.identity,
             "method": "lora",
-            "modules": modules,
+            "modules": adapted_modules(model),
             "trainable_parameters": sum(trainable.values()),
             "adapter_sha256": sha256(folder / WEIGHTS),
             "libraries": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
