@@ -24,7 +24,7 @@ def describe(gate: GateParams, metrics: Mapping[str, Any], lineage: Mapping[str,
 
 def _verdict(verdict: Verdict | None) -> str:
     if verdict is None:
-        return "**Gate: not run yet.** This version cannot be approved before it is."
+        return "Gate not run yet. This version cannot be approved before it is."
     rules = "\n".join(
         f"| {'✔' if rule.passed else '✘'} | {_cell(rule.name)} | {_cell(rule.sentence)} |" for rule in verdict.rules
     )
@@ -35,7 +35,8 @@ def _verdict(verdict: Verdict | None) -> str:
     )
     state = "PASSED" if verdict.passed else "FAILED"
     table = f"|  | rule | finding |\n|---|---|---|\n{rules}"
-    return f"## Gate: {state}\n\n{_cell(verdict.reason)}\n\n{table}\n\n{how}"
+    # The list of versions shows the first line as it stands, without its markdown.
+    return f"Gate {state}. {_cell(verdict.reason)}\n\n{table}\n\n{how}"
 
 
 def _table(exam: str, metrics: Mapping[str, Any]) -> str:

@@ -151,7 +151,7 @@ def test_a_version_that_passes_becomes_challenger(params: Params, registered: Re
     number = registered(GOOD).version
     before = version_of(params, number)
     assert (before.gate, before.approval, before.stage) == (None, None, "None")
-    assert "Gate: not run yet" in description(params, number)
+    assert "Gate not run yet" in description(params, number)
     verdict = gate_version(params, number)
     version = version_of(params, number)
     assert verdict.passed
@@ -159,7 +159,7 @@ def test_a_version_that_passes_becomes_challenger(params: Params, registered: Re
     assert version.aliases == ("challenger",)
     assert version.gate_champion == "none"
     text = description(params, number)
-    assert "## Gate: PASSED" in text
+    assert text.startswith("Gate PASSED. All 3 rules hold")
     assert all(rule.sentence in text for rule in verdict.rules)
     assert f"| adapter | {verdict.rules[0].value:.3f} [" in text
 
