@@ -23,10 +23,9 @@ from numpy.typing import NDArray
 
 from components.exams.frozen import SPLITS
 from components.exams.tasks import TASKS, Task
-from components.pages.artefacts import Artefacts
 from components.pages.codec import encode_png
 from components.pages.draw import draw
-from components.pages.spec import PageSpec, find_style, page_in_style
+from components.pages.spec import Artefacts, PageSpec, find_style, page_in_style
 from components.params import ExamsParams, UserError, load_params, to_dict
 from components.progress import Progress
 from components.records.schema import Record

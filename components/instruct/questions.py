@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from components.instruct.report import AXES, axis_name, name, rounded_rate, statements_in_order, write_report
-from components.instruct.schema import Question
+from components.instruct.schema import Question, Subtask
 from components.records.statements import STATEMENTS, SUPERCLASS_DESCRIPTIONS, SUPERCLASSES, superclasses_of
 
 YES, NO = "Yes", "No"
@@ -91,7 +91,7 @@ def _yes_no(code: str, answer: str, rng: np.random.Generator) -> Question:
     text = (
         _PARAPHRASES[choice].format(statement.description) if choice < len(_PARAPHRASES) else statement_question(code)
     )
-    subtask = "rhythm" if statement.rhythm else "morphology"
+    subtask: Subtask = "rhythm" if statement.rhythm else "morphology"
     return Question(text, answer, subtask, "close-ended", "statement")
 
 

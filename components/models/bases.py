@@ -126,13 +126,14 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
 
 def _load(source: str, revision: str | None, identity: dict[str, str | None]) -> Base:
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-    from transformers.utils import logging
+    import transformers
+    from transformers import AutoModelForImageTextToText
 
-    logging.disable_progress_bar()
+    library: Any = transformers  # its processors and logging have no types
+    library.utils.logging.disable_progress_bar()
     try:
-        processor = AutoProcessor.from_pretrained(source, revision=revision)
-        model = AutoModelForImageTextToText.from_pretrained(
+        processor = library.AutoProcessor.from_pretrained(source, revision=revision)
+        model: Any = AutoModelForImageTextToText.from_pretrained(
             source, revision=revision, dtype=torch.float32, use_safetensors=True
         )
     except (OSError, ValueError) as error:
@@ -151,6 +152,7 @@ def _fresh_llama_tiny() -> Base:
     from components.models.tiny import build_ecg_llama_tiny
 
     verify_folder(TOKENIZER_OF_TINY)
+    model: Any
     model, processor = build_ecg_llama_tiny(AutoTokenizer.from_pretrained(TOKENIZER_OF_TINY), LLAMA_TINY_SEED)
     model.eval()
     identity: dict[str, str | None] = {

@@ -55,4 +55,4 @@ def hold_batchnorm(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
-            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign,misc,assignment]
+            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign,misc]

