@@ -67,7 +67,7 @@ def server(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     started = Server(url, environment, project.root)
     command = [PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
     with background(command, started, home / "server.log") as process:
-        wait_until(lambda: process.poll() is not None or is_healthy(url), 240, home / "server.log")
+        wait_until(lambda: process.poll() is not None or is_healthy(url), 600, home / "server.log")
         assert process.poll() is None, (home / "server.log").read_text()
         yield started
 
@@ -108,14 +108,14 @@ def test_a_triggered_retraining_registers_a_version(server: Server, worker: Path
 
 def test_an_approval_is_taken_up_by_the_schedule(server: Server, worker: Path, project: Project) -> None:
     project.ecg("approve", "1", "--by", "Ada")
-    wait_until(lambda: project.json("status")["versions"][0]["aliases"] == ["champion"], 300, worker)
+    wait_until(lambda: project.json("status")["versions"][0]["aliases"] == ["champion"], 600, worker)
     assert any(run["auto_scheduled"] and run["state_type"] == "COMPLETED" for run in server.runs("decide"))
 
 
 def test_a_run_too_many_is_cancelled(server: Server, worker: Path) -> None:
     for _ in range(2):
         server.prefect("deployment", "run", "retrain/retrain")
-    wait_until(lambda: all(run["state_type"] in FINAL for run in server.runs("retrain")), 300, worker)
+    wait_until(lambda: all(run["state_type"] in FINAL for run in server.runs("retrain")), 600, worker)
     states = sorted(run["state_type"] for run in server.runs("retrain"))
     assert states == ["CANCELLED", "COMPLETED", "COMPLETED"]
 
