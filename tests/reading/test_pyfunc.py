@@ -241,6 +241,7 @@ def test_mlflow_serves_the_champion_by_its_alias(params: Params, served: Path, p
     environment = {
         **os.environ,
         "MLFLOW_TRACKING_URI": uri,
+        "MLFLOW_REGISTRY_URI": uri,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     environment.pop("PYTHONPATH", None)
