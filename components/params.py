@@ -72,26 +72,67 @@ class LoraParams:
     rank: int
     alpha: int
     dropout: float
+    rslora: bool  # scale by alpha / sqrt(rank) instead of alpha / rank (arXiv 2312.03732)
+    dora: bool  # a trained magnitude beside the low-rank direction (arXiv 2402.09353)
     targets: tuple[str, ...]  # kinds: linear, convolution
     exclude: tuple[str, ...]  # parts of module names left out
 
 
 @dataclass(frozen=True, slots=True)
+class QuantizationParams:
+    kind: str  # nf4 | fp4 (arXiv 2305.14314)
+    double: bool  # the quantisation constants are quantised too
+
+
+@dataclass(frozen=True, slots=True)
+class PartialParams:
+    blocks: int  # the last so many blocks of the language model
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchParams:
+    kind: str  # single | ddp | fsdp2 | zero2 | zero3
+    processes: int  # on each machine
+    machines: int
+    rendezvous: str | None  # host:port of the first machine; null on one machine
+
+
+@dataclass(frozen=True, slots=True)
+class PriceRow:
+    device: str  # as torch names it; 'cpu' for a run without an accelerator
+    usd_per_hour: float  # of one device
+
+
+@dataclass(frozen=True, slots=True)
 class TrainParams:
     seed: int
+    method: str  # lora | qlora | partial | full
     steps: int
-    batch_size: int  # pages in a step
+    batch_size: int  # pages or reports in an optimizer step, all processes together
+    gradient_accumulation: int  # parts a step's batch is worked through in, on each process
+    gradient_checkpointing: bool
     questions_per_page: int
+    max_tokens: int  # of one sequence: longer ones are an error, text is packed up to it
     learning_rate: float
     warmup_fraction: float
     weight_decay: float
     max_grad_norm: float
-    precision: str  # bf16 | fp32
+    optimizer: str  # auto | adamw | paged_adamw_32bit | paged_adamw_8bit
+    precision: str  # auto | bf16 | fp32
     threads: int
+    workers: int  # processes that draw pages; 0 = the trainer's own
     eval_every: int  # steps between looks at the validation split
     save_every: int  # steps between checkpoints
     keep_checkpoints: int
+    samples: int  # sample answers logged at each look
+    diverged_at: float  # a mean loss so many times the lowest one stops the run
     lora: LoraParams
+    quantization: QuantizationParams
+    partial: PartialParams
+    modules_in_full: tuple[str, ...]  # parts of names: trained whole beside LoRA (a projector)
+    frozen: tuple[str, ...]  # parts of names: never trained by partial and full
+    launch: LaunchParams
+    prices: tuple[PriceRow, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,15 @@ from components.models.precision import hold_batchnorm, resolve
 from components.params import LoraParams, UserError
 from components.reading.reader import Reader
 
-LORA = LoraParams(rank=4, alpha=8, dropout=0.0, targets=("linear", "convolution"), exclude=("embedder", "stages.0"))
+LORA = LoraParams(
+    rank=4,
+    alpha=8,
+    dropout=0.0,
+    rslora=False,
+    dora=False,
+    targets=("linear", "convolution"),
+    exclude=("embedder", "stages.0"),
+)
 
 
 @pytest.fixture
@@ -40,9 +48,9 @@ def test_linear_and_convolution_layers_but_never_head_or_embedding():
     assert any("multi_modal_projector" in name for name in names)
     assert not [name for name in names if "lm_head" in name or "embed_tokens" in name]
     assert not [name for name in names if "embedder" in name or "stages.0." in name]
-    everything = lora_modules(model, LoraParams(4, 8, 0.0, ("linear", "convolution"), ()))
+    everything = lora_modules(model, LoraParams(4, 8, 0.0, False, False, ("linear", "convolution"), ()))
     assert set(names) < set(everything)
-    assert len(lora_modules(model, LoraParams(4, 8, 0.0, ("linear",), ()))) == 4 * 7 + 2
+    assert len(lora_modules(model, LoraParams(4, 8, 0.0, False, False, ("linear",), ()))) == 4 * 7 + 2
 
 
 @pytest.mark.parametrize(
@@ -54,7 +62,7 @@ def test_linear_and_convolution_layers_but_never_head_or_embedding():
 )
 def test_wrong_targets_are_named(targets, exclude, message):
     with pytest.raises(UserError, match=message):
-        lora_modules(load_base("ecg-tiny").model, LoraParams(4, 8, 0.0, targets, exclude))
+        lora_modules(load_base("ecg-tiny").model, LoraParams(4, 8, 0.0, False, False, targets, exclude))
 
 
 def test_only_lora_is_trainable_and_batchnorm_stays_in_evaluation():
