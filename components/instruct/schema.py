@@ -32,7 +32,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A `Question` about a record. `conversations` alternates `human` and `gpt`, and opens with `<image>`."""
+    """A `Question` about a record. `conversations` alternates `human` and `gpt`; `<image>` opens it for a page."""
 
     id: str
     record_id: str
