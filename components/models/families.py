@@ -11,19 +11,31 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from components.models.chat import Chat
 from components.params import UserError
 
 Page = NDArray[np.uint8]  # RGB [height, width, 3]
+Shown = Page | tuple[Page, ...]  # what one row looks at: a page, several, or () for text alone
+PAGE_SHAPE = (768, 1056)  # height, width of an exam's page: tiled families cut every page as they would cut this one
 
 
 class Family(Protocol):
-    """One model family's way of putting a page before its questions."""
+    """One model family's way of putting pages before their questions."""
 
-    def prefix_ids(self) -> list[int]:
-        """Token ids before the first question: begin of text and the page's placeholders."""
+    chat: Chat
 
-    def page_inputs(self, pages: Sequence[Page], sequence_length: int) -> dict[str, Any]:
-        """Model inputs made of one page a row, for token sequences of `sequence_length`."""
+    def prefix_ids(self, images: int = 1) -> list[int]:
+        """Token ids before the first question: begin of text and the placeholders of `images` pages.
+
+        Raises:
+            UserError: the base cannot be asked about so many images.
+        """
+
+    def fit(self, page: Page) -> Page:
+        """The page as the model's own processor should get it: of the size that `prefix_ids` reckons with."""
+
+    def page_inputs(self, pages: Sequence[Shown], sequence_length: int) -> dict[str, Any]:
+        """Model inputs made of what each row looks at, for token sequences of `sequence_length`."""
 
 
 class FastVlmFamily:
@@ -32,55 +44,152 @@ class FastVlmFamily:
     def __init__(self, processor: Any) -> None:
         import torch
 
-        images, tokenizer = processor.image_processor, processor.tokenizer
+        self.chat = Chat(processor)
+        images = processor.image_processor
         self.height, self.width = images.size["height"], images.size["width"]
-        tokens = (self.height // processor.patch_size) * (self.width // processor.patch_size)
-        image = tokenizer.convert_tokens_to_ids(processor.image_token)
-        self._prefix = [tokenizer.bos_token_id, *([image] * tokens)]
+        self.tokens = (self.height // processor.patch_size) * (self.width // processor.patch_size)
         self._mean = torch.tensor(images.image_mean).view(1, 3, 1, 1) * 255.0
         self._std = torch.tensor(images.image_std).view(1, 3, 1, 1) * 255.0
 
-    def prefix_ids(self) -> list[int]:
-        return self._prefix
+    def prefix_ids(self, images: int = 1) -> list[int]:
+        return self.chat.prefix_ids(images, self.tokens)
 
-    def page_inputs(self, pages: Sequence[Page], sequence_length: int) -> dict[str, Any]:
+    def fit(self, page: Page) -> Page:
+        return fit_page(page, self.width, self.height)
+
+    def page_inputs(self, pages: Sequence[Shown], sequence_length: int) -> dict[str, Any]:
         """`pixel_values` float32 [pages, 3, height, width], channels last in memory; equals the processor's own."""
         import torch
 
-        stacked = torch.from_numpy(np.stack([fit_page(page, self.width, self.height) for page in pages]))
+        every = [page for row in rows_of(pages) for page in row]
+        if not every:
+            return {}
+        stacked = torch.from_numpy(np.stack([self.fit(page) for page in every]))
         pixels = stacked.permute(0, 3, 1, 2).to(torch.float32)
         pixels = pixels.sub_(self._mean).div_(self._std)
         return {"pixel_values": pixels.contiguous(memory_format=torch.channels_last)}
 
 
-class MllamaFamily:
-    """Mllama (Llama 3.2 Vision): one `<image>` token; text sees the page's tiles by cross-attention layers."""
+class LlavaNextFamily:
+    """LLaVA-NeXT: a page is seen whole and as tiles; their features, and one for each line's end, take the places of
+    `<image>` tokens.
+
+    How many there are depends on the page's size, so every page is fitted to one: the largest of the exam page's shape
+    on the grid of tiles that `image_grid_pinpoints` offers for it.
+    """
 
     def __init__(self, processor: Any) -> None:
+        from transformers.image_processing_utils import select_best_resolution
+
+        self.chat = Chat(processor)
+        self._images = processor.image_processor
+        grid_height, grid_width = select_best_resolution(PAGE_SHAPE, self._images.image_grid_pinpoints)
+        scale = min(grid_height / PAGE_SHAPE[0], grid_width / PAGE_SHAPE[1])
+        self.height = _up_to(PAGE_SHAPE[0] * scale, 2 * processor.patch_size, grid_height)
+        self.width = _up_to(PAGE_SHAPE[1] * scale, 2 * processor.patch_size, grid_width)
+        tile = self._images.crop_size["height"]
+        # The processor's own count: it needs the size of a tile, not the tiles themselves.
+        self.tokens = processor._get_number_of_features(self.height, self.width, tile, tile)
+        self.tokens -= processor.vision_feature_select_strategy == "default"
+
+    def prefix_ids(self, images: int = 1) -> list[int]:
+        return self.chat.prefix_ids(images, self.tokens)
+
+    def fit(self, page: Page) -> Page:
+        return fit_page(page, self.width, self.height)
+
+    def page_inputs(self, pages: Sequence[Shown], sequence_length: int) -> dict[str, Any]:
+        """`pixel_values` float32 [pages, tiles, 3, side, side], the whole page first, and `image_sizes` [pages, 2]."""
+        every = [self.fit(page) for row in rows_of(pages) for page in row]
+        return dict(self._images(every, return_tensors="pt")) if every else {}
+
+
+class MllamaFamily:
+    """Mllama (Llama 3.2 Vision): one placeholder an image; text sees the page's tiles by cross-attention layers."""
+
+    def __init__(self, processor: Any) -> None:
+        from transformers.models.mllama.image_processing_pil_mllama import get_optimal_tiled_canvas
+
+        self.chat = Chat(processor)
         self._images = processor.image_processor
         self._image = processor.image_token_id
-        self._prefix = [processor.tokenizer.bos_token_id, self._image]
+        self._pad = processor.tokenizer.pad_token_id
+        self._canvas = get_optimal_tiled_canvas
+        height, width = self._canvas_of(*PAGE_SHAPE)
+        scale = min(height / PAGE_SHAPE[0], width / PAGE_SHAPE[1])
+        self.height, self.width = round(PAGE_SHAPE[0] * scale), round(PAGE_SHAPE[1] * scale)
 
-    def prefix_ids(self) -> list[int]:
-        return self._prefix
+    def prefix_ids(self, images: int = 1) -> list[int]:
+        return self.chat.prefix_ids(images, 1)
 
-    def page_inputs(self, pages: Sequence[Page], sequence_length: int) -> dict[str, Any]:
-        """The tiles, their aspect ratios, and a mask: every token from `<image>` on sees every tile of the page."""
+    def fit(self, page: Page) -> Page:
+        """A page that the processor would cut into other tiles than an exam's page is brought to that shape."""
+        if self._canvas_of(*page.shape[:2]) == self._canvas_of(*PAGE_SHAPE):
+            return page
+        return fit_page(page, self.width, self.height)
+
+    def page_inputs(self, pages: Sequence[Shown], sequence_length: int) -> dict[str, Any]:
+        """`pixel_values` [rows, images, tiles, 3, side, side], `aspect_ratio_ids`, `aspect_ratio_mask`, and
+        `cross_attention_mask` [rows, tokens, images, tiles]: every token from an image on sees that image's tiles.
+
+        Raises:
+            UserError: rows with pages beside rows without: the model's cross-attention has no way to see nothing.
+        """
         import torch
+        from transformers.models.mllama.processing_mllama import (
+            convert_sparse_cross_attention_mask_to_dense,
+            get_cross_attention_token_mask,
+        )
 
-        inputs = dict(self._images([[page] for page in pages], return_tensors="pt"))
-        inputs.pop("num_tiles", None)
-        tiles = inputs["aspect_ratio_mask"]  # [pages, 1, tiles]
-        mask = tiles[:, None].repeat(1, sequence_length, 1, 1).to(torch.int64)
-        mask[:, : self._prefix.index(self._image)] = 0  # what stands before the page does not see it
-        inputs["cross_attention_mask"] = mask
+        rows = rows_of(pages)
+        if not any(rows):
+            return {}
+        if not all(rows):
+            raise UserError("Mllama: rows with pages and rows of text alone stand in one batch; put them in two")
+        inputs = dict(self._images([[self.fit(page) for page in row] for row in rows], return_tensors="pt"))
+        tiles = inputs.pop("num_tiles")
+        spans = []
+        for row in rows:
+            prefix = self.prefix_ids(len(row))
+            ids = prefix + [self._pad] * max(0, sequence_length - len(prefix))
+            spans.append(get_cross_attention_token_mask(ids, self._image))
+        mask = convert_sparse_cross_attention_mask_to_dense(spans, tiles, self._images.max_image_tiles, sequence_length)
+        inputs["cross_attention_mask"] = torch.from_numpy(mask)
         return inputs
 
+    def _canvas_of(self, height: int, width: int) -> tuple[int, int]:
+        found = self._canvas(height, width, self._images.max_image_tiles, self._images.size["height"])
+        return int(found[0]), int(found[1])
 
-FAMILIES: dict[str, type[FastVlmFamily] | type[MllamaFamily]] = {
+
+class LlamaFamily:
+    """Llama: text alone; what stands before the question is the same for every row."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.chat = Chat(tokenizer)
+
+    def prefix_ids(self, images: int = 0) -> list[int]:
+        return self.chat.prefix_ids(images, 1)
+
+    def fit(self, page: Page) -> Page:
+        raise UserError("a page was given, but the base reads text alone; take a base that sees, e.g. ecg-tiny")
+
+    def page_inputs(self, pages: Sequence[Shown], sequence_length: int) -> dict[str, Any]:
+        """Nothing: a row of a text model looks at ()."""
+        for row in rows_of(pages):
+            for page in row:
+                self.fit(page)
+        return {}
+
+
+AnyFamily = FastVlmFamily | LlavaNextFamily | MllamaFamily | LlamaFamily
+FAMILIES: dict[str, type[AnyFamily]] = {
     "fast_vlm": FastVlmFamily,
+    "llava_next": LlavaNextFamily,
     "mllama": MllamaFamily,
+    "llama": LlamaFamily,
 }
+TEXT_ONLY = ("llama",)
 
 
 def family_of(model: Any, processor: Any) -> Family:
@@ -89,10 +198,35 @@ def family_of(model: Any, processor: Any) -> Family:
     Raises:
         UserError: a model type that no family covers.
     """
-    kind = model.config.model_type
+    return family_for(model.config.model_type, processor)
+
+
+def family_for(kind: str, processor: Any) -> Family:
+    """The family of a model type; needs no weights.
+
+    Raises:
+        UserError: a model type that no family covers, or a chat template that cannot be used.
+    """
+    check_kind(kind)
+    return FAMILIES[kind](processor)
+
+
+def check_kind(kind: str) -> None:
+    """Raises:
+    UserError: a model type that no family covers.
+    """
     if kind not in FAMILIES:
         raise UserError(f"model.base: model type '{kind}' is not supported; supported: {', '.join(FAMILIES)}")
-    return FAMILIES[kind](processor)
+
+
+def rows_of(pages: Sequence[Shown]) -> list[tuple[Page, ...]]:
+    """What each row looks at, as a tuple."""
+    return [row if isinstance(row, tuple) else (row,) for row in pages]
+
+
+def _up_to(length: float, step: int, limit: int) -> int:
+    """The next multiple of `step`, at most `limit`: whole patches on both sides of a tile grid's middle."""
+    return min(limit, -(-round(length) // step) * step)
 
 
 def fit_page(page: Page, width: int, height: int) -> Page:
