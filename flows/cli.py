@@ -194,13 +194,26 @@ def rollback(
 
 
 @app.command("recipes")
-def list_recipes(as_json: Json = False) -> None:
-    """List the recipes that `ecg retrain --recipe` knows."""
+def list_recipes(
+    use: Annotated[str | None, typer.Option(metavar="NAME", help="Put this recipe in force and run nothing.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of params.yaml too; may be repeated."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the recipes that `ecg retrain --recipe` knows, or put one in force."""
 
     def work() -> Document:
         from components.params import load_params
-        from flows import recipes
+        from flows import recipes, show
+        from flows.project import alone
 
+        if use is not None or overrides:
+            chosen = recipes.resolve(use, overrides or [])
+            with alone():
+                show.changes(chosen.changes)
+                chosen.put_in_force()
         found = [dataclasses.asdict(recipe) for recipe in recipes.list_recipes()]
         return {"in_force": load_params().recipe, "recipes": found}
 

@@ -10,6 +10,7 @@ from flows.report import Document, lock_md5, summarize
 from flows.stage import changed_stages
 
 MINIMUM_FREE_BYTES = 2 * 1024**3
+REPORTS = "openi"  # records.source of the reports' own pipeline
 
 
 def check(params: Params) -> None:
@@ -46,6 +47,11 @@ def nothing_to_do(params: Params) -> Document | None:
 
 
 def _check_source(params: Params) -> None:
+    if params.records.source == REPORTS:
+        raise UserError(
+            f"records.source: '{REPORTS}' are reports, found in a recipe for `ecg retrain`, which reads ECGs; run "
+            f"`ecg recipes --use {params.recipe}`, then `python -m dvc repro radiology/dvc.yaml`"
+        )
     folder = Path(params.records.source_dir)
     if not folder.is_dir():
         raise UserError(

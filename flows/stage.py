@@ -79,12 +79,12 @@ def run_stage(name: str, on_progress: OnProgress) -> Outcome:
 
 
 def changed_stages() -> list[str]:
-    """The stages whose inputs or outputs differ from dvc.lock; those that follow from them not counted.
+    """The stages of dvc.yaml whose inputs or outputs differ from dvc.lock; those that follow from them not counted.
 
     Raises:
         UserError: dvc.yaml or params.yaml is no valid pipeline.
     """
-    found = subprocess.run(_dvc("status", "--json"), env=environment(), capture_output=True, text=True)
+    found = subprocess.run(_dvc("status", "--json", "dvc.yaml"), env=environment(), capture_output=True, text=True)
     if found.returncode != 0:
         raise UserError(f"dvc.yaml: DVC cannot read the pipeline: {found.stderr.strip()}")
     return sorted(json.loads(found.stdout))
