@@ -9,6 +9,7 @@ weights kept are those with the best macro AUC over the superclasses on the vali
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from torch.nn import functional
 
@@ -31,6 +30,7 @@ from components.records.statements import SUPERCLASSES, superclasses_of
 from components.records.store import RecordStore
 from components.storage import fresh_folder, sha256
 from components.training.batches import RecordBatches
+from components.training.scores import macro_auc
 
 RECORDS = Path("data/records")
 EXAMS = Path("data/exams")
@@ -167,16 +167,8 @@ class _Validation:
     def auc(self, model: PageCnn, precision: str) -> float | None:
         """Macro AUC over the superclasses of which validation has both kinds; None where there is none."""
         scores = model.score(self._pages, list(self._truth.columns), precision=precision)
-        return _macro_auc(self._truth.to_numpy(bool), scores)
-
-
-def _macro_auc(truth: NDArray[np.bool_], scores: NDArray[np.float32]) -> float | None:
-    areas = [
-        roc_auc_score(truth[:, i], scores[:, i])
-        for i in range(truth.shape[1])
-        if truth[:, i].any() and not truth[:, i].all()
-    ]
-    return float(np.mean(areas)) if areas else None
+        auc = macro_auc(scores, self._truth.to_numpy(bool))
+        return None if math.isnan(auc) else auc
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """What the trainer sees: pages drawn on the fly and the questions asked about them.
 
-A batch is a pure function of (seed, step): a run that resumes at step n goes on with the same pages and questions as
-one that was never stopped, with no reader's state to save.
+The rows of a step are a pure function of (seed, step), and a record's page and questions of (seed, epoch, record): a
+run that resumes at step n, or is spread over processes, goes on with the same pages as one that was never stopped,
+with no reader's state to save.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -17,6 +19,22 @@ from components.pages.draw import draw
 from components.pages.spec import page_in_style
 from components.params import PagesParams
 from components.records.schema import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sequence: the pages that `draw` gives (none for text) and the questions about them."""
+
+    record_ids: tuple[str, ...]
+    questions: tuple[Question, ...]
+    draw: Callable[[], tuple[Page, ...]]
+
+
+class TrainingData(Protocol):
+    """What is trained on."""
+
+    def rows(self, step: int) -> list[Row]:
+        """The rows of optimizer step `step`, counted from 0; nothing is drawn yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,26 +63,31 @@ class RecordBatches:
     def steps_per_epoch(self) -> int:
         return -(-len(self.record_ids) // self.batch_size)
 
+    def rows(self, step: int) -> list[Row]:
+        """The rows of `step`, counted from 0."""
+        return [self._row(step * self.batch_size + place) for place in range(self.batch_size)]
+
     def batch(self, step: int) -> Batch:
-        """The batch of `step`, counted from 0."""
-        first = step * self.batch_size
-        chosen = [self._record_at(first + i) for i in range(self.batch_size)]
-        batch = Batch([], [], [])
-        for place, record_id in enumerate(chosen):
-            rng = np.random.default_rng([self.seed, step, place])
-            batch.record_ids.append(record_id)
-            batch.pages.append(self._page(record_id, rng))
-            batch.questions.append(choose_questions(self.questions[record_id], self.questions_per_page, rng))
-        return batch
+        """The rows of `step` with their pages drawn."""
+        rows = self.rows(step)
+        return Batch(
+            [row.record_ids[0] for row in rows],
+            [row.draw()[0] for row in rows],
+            [list(row.questions) for row in rows],
+        )
 
-    def _record_at(self, position: int) -> str:
+    def _row(self, position: int) -> Row:
         epoch, place = divmod(position, len(self.record_ids))
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.record_ids))
-        return self.record_ids[int(order[place])]
-
-    def _page(self, record_id: str, rng: np.random.Generator) -> Page:
+        index = int(np.random.default_rng([self.seed, epoch]).permutation(len(self.record_ids))[place])
+        rng = np.random.default_rng([self.seed, epoch, index])
+        record_id = self.record_ids[index]
         style = self.exam_style if rng.random() < self.pages.canonical_fraction else self.pages.train_style
-        page = page_in_style(style, int(rng.integers(2**31)), self.pages.width_px, self.pages.height_px)
+        page_seed = int(rng.integers(2**31))
+        questions = choose_questions(self.questions[record_id], self.questions_per_page, rng)
+        return Row((record_id,), tuple(questions), lambda: (self._page(record_id, style, page_seed),))
+
+    def _page(self, record_id: str, style: str, seed: int) -> Page:
+        page = page_in_style(style, seed, self.pages.width_px, self.pages.height_px)
         record = self.record(record_id)
         return draw(record.signal_uv, record.sampling_rate_hz, page)
 

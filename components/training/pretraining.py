@@ -35,6 +35,8 @@ from components.records.simulator import HOSPITALS, simulate
 from components.records.statements import STATEMENTS, SUPERCLASSES, superclasses_of
 from components.storage import fresh_folder
 from components.training.batches import Batch, choose_questions
+from components.training.schedule import warm_cosine
+from components.training.scores import macro_auc
 
 LABELS: tuple[str, ...] = (*SUPERCLASSES, *STATEMENTS)
 CORPUS_RECORDS = 3000
@@ -92,7 +94,7 @@ def pretrain(params: PretrainParams, out: Path, real_validation: Path | None, co
         for step in range(total):
             joint = step >= params.tower_steps
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, total, params)
+                group["lr"] = params.learning_rate * warm_cosine(step, total, params.warmup_fraction)
             batch, labels = simulated_batch(params, step)
             model.train()
             with autocast(precision):
@@ -159,14 +161,6 @@ def corpus(seed: int) -> Iterator[str]:
         for question in questions_about(labels, measurements, rng, ITEMS):
             yield question.question
             yield question.answer
-
-
-def learning_rate(step: int, total: int, params: PretrainParams) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    warmup = max(1, round(params.warmup_fraction * total))
-    if step < warmup:
-        return params.learning_rate * (step + 1) / warmup
-    return params.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 def simulated_batch(params: PretrainParams, step: int) -> tuple[Batch, np.ndarray]:
@@ -280,15 +274,7 @@ def _validate(
             else:
                 features = model.model.vision_tower(family.page_inputs(pages, 0)["pixel_values"])
                 scores.append(head(_pooled(features)).float().numpy()[:, : len(SUPERCLASSES)])
-    return macro_auc(np.concatenate(scores), np.stack([label_vector(r)[: len(SUPERCLASSES)] for r in records]))
-
-
-def macro_auc(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Mean AUC over the columns that have both classes."""
-    from sklearn.metrics import roc_auc_score
-
-    both = [i for i in range(truth.shape[1]) if 0 < truth[:, i].sum() < len(truth)]
-    return float(np.mean([roc_auc_score(truth[:, i], scores[:, i]) for i in both])) if both else math.nan
+    return macro_auc(np.concatenate(scores), np.stack([label_vector(r)[: len(SUPERCLASSES)] > 0 for r in records]))
 
 
 def _card(facts: dict[str, Any]) -> str:

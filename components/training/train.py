@@ -1,44 +1,57 @@
-"""Stage `train`: a LoRA adapter for the base, on pages drawn on the fly.
+"""Stage `train`: an adapter for the base, on pages drawn on the fly or on reports.
 
     python -m components.training.train
 
-Deterministic on a CPU: the same inputs give the same adapter bytes, also when the run was stopped and resumed.
+Deterministic on a CPU: the same inputs give the same adapter bytes, also when the run was killed and resumed, on this
+machine or another. SIGTERM writes a checkpoint and exits with 75 (EX_TEMPFAIL): the next run goes on from it.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
-import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from components.instruct.build import OUT as ITEMS
 from components.instruct.build import RECORDS, read_items
-from components.instruct.questions import superclass_question
-from components.models.adapters import attach_lora, save_adapter
+from components.models.adapters import attach, save_adapter
 from components.models.bases import Base, load_base
-from components.models.packing import BlockEncoder, answer_loss, pack, score_answers
-from components.models.precision import autocast, hold_batchnorm, resolve, set_threads
-from components.pages.draw import draw
-from components.pages.spec import page_in_style
-from components.params import Params, TrainParams, UserError, load_params, to_dict
-from components.progress import Progress
-from components.records.statements import SUPERCLASSES, superclasses_of
+from components.models.packing import BlockEncoder
+from components.models.precision import hold_batchnorm, resolve, set_threads
+from components.params import Params, UserError, load_params, to_dict
 from components.records.store import RecordStore
 from components.storage import fresh_folder, sha256, sources_sha256, write_text
-from components.training.batches import RecordBatches
-from components.training.checkpoints import Checkpoint, latest, save
+from components.training.batches import RecordBatches, TrainingData
+from components.training.launch import check_launch, is_launched, run_launched
+from components.training.loader import Parts, Share
+from components.training.validation import PageValidation, Sample, Validation
 
 ADAPTER = Path("models/adapter")
 HISTORY = Path("reports/training.csv")
-CHECKPOINTS = Path(".checkpoints")
-SOURCES = ("params.py", "instruct", "models", "pages", "records", "training")
-VALIDATION_RECORDS = 400
-BEST = "best."
+CHECKPOINTS = Path(os.environ.get("ECG_CHECKPOINTS", ".checkpoints"))
+EXIT_STOPPED = 75
+SOURCES = (
+    "instruct", "models/adapters.py", "models/bases.py", "models/families.py", "models/packing.py",
+    "models/precision.py", "models/tiny.py", "pages", "params.py", "records", "training/batches.py",
+    "training/loader.py", "training/schedule.py", "training/train.py", "training/trainer.py",
+    "training/validation.py",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a recipe trains on, how it looks at itself, and the hashes of its data."""
+
+    data: TrainingData
+    validation: Validation
+    hashes: dict[str, str]
 
 
 def train_adapter(
@@ -51,206 +64,76 @@ def train_adapter(
 ) -> dict[str, Any]:
     """Train and write the adapter folder and the training curve; returns the adapter's manifest.
 
-    The adapter kept is the one with the best macro AUC over the superclasses on the validation split.
+    The weights kept are those with the best score on the validation split.
 
     Raises:
-        UserError: inputs missing or not fitting, or a loss that is no number (with the batch's record ids).
+        UserError: inputs missing or not fitting, a loss that is no number (with the step's record ids), or one that
+            diverged.
+        Stopped: SIGTERM came; a checkpoint was written.
     """
+    from components.training.trainer import AdapterTrainer, Look, whole_tensors
+
     train = params.train
+    check_launch(train.launch)
     set_threads(train.threads)
     precision = resolve(train.precision)
     base = load_base(params.model.base, params.model.revision)
-    store = RecordStore(records)
-    batches = _batches(params, store, items)
-    inputs = _inputs(params, base, records, items, precision)
-    model = attach_lora(base.model, train.lora, train.seed)
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    run = _Run(params, base, model, trained, precision, Validation(store, params))
-    folder = checkpoints / inputs[:16]
-    found = latest(folder)
-    if found is not None:
-        run.restore(found)
-    with Progress("train", train.steps) as progress:
-        progress.advance(run.step)
-        while run.step < train.steps:
-            loss = run.train_step(batches)
-            if run.step % train.eval_every == 0 or run.step == train.steps:
-                run.validate()
-            if run.step % train.save_every == 0 and run.step < train.steps:
-                save(folder, run.checkpoint(), train.keep_checkpoints)
-            progress.advance(note=f"loss {loss:.3f}, validation AUC {run.best_auc:.3f}")
-    run.load_best()
+    task = record_task(params, records, items)
+    inputs = _inputs(params, base, task.hashes, precision)
+    model = _prepared(attach(base.model, train), train.gradient_checkpointing)
+    encoder = BlockEncoder(base.processor.tokenizer)
+    share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), train.gradient_accumulation)
+    parts = Parts(task.data, base.family, encoder, base.processor.tokenizer.pad_token_id, train, share)
+
+    def score(answering: Any) -> float:
+        return float(answering(task.validation.look, base, encoder))
+
+    look = Look(task.validation.name, score)
+    trainer = AdapterTrainer(model, parts, look, train, precision, checkpoints / inputs[:16], _blocks_of(model))
+    history = trainer.fit(_watcher(params, base, task, inputs, trainer, share))
     facts = {
         "params": {name: to_dict(getattr(params, name)) for name in ("train", "model", "pages")},
         "precision": precision,
         "inputs_sha256": inputs,
-        "data": {"records": sha256(records / "manifest.json"), "items": sha256(items / "manifest.json")},
+        "data": task.hashes,
         "code_sha256": sources_sha256(SOURCES),
-        "chosen_step": run.best_step,
-        "validation_auc": run.best_auc,
-        "validation_records": len(run.validation.indices),
+        "chosen_step": history.best_step,
+        f"validation_{history.metric}": history.best_score,
+        "validation_records": task.validation.count,
     }
+    tensors = whole_tensors(trainer.trained())
+    if not trainer.accelerator.is_main_process:
+        return facts
     with fresh_folder(out) as fresh:
-        manifest = save_adapter(model, base, fresh, facts)
-    write_text(history_file, _csv(run.history))
+        manifest = save_adapter(model, base, fresh, facts, train.method, train.modules_in_full, tensors)
+    write_text(history_file, _csv(history.rows))
     return manifest
 
 
-class Validation:
-    """The validation split on exam-style pages: how a training run looks at itself."""
-
-    def __init__(self, store: RecordStore, params: Params) -> None:
-        self._store, self._params = store, params
-        records = {int(i): store.record(int(i), signal=False) for i in store.select("validation")}
-        present = {i: superclasses_of(record.labels) for i, record in records.items()}
-        self.indices = [i for i in records if present[i]][:VALIDATION_RECORDS]
-        if not self.indices:
-            raise UserError("validation split: no record with a diagnostic statement; the best step cannot be chosen")
-        self.truth = np.array([[s in present[i] for s in SUPERCLASSES] for i in self.indices], dtype=bool)
-
-    def pages(self, start: int, stop: int) -> list[np.ndarray]:
-        """Pages of records `start` to `stop`, the same at every look."""
-        pages = []
-        for i in self.indices[start:stop]:
-            sizes = self._params.pages
-            spec = page_in_style(self._params.exams.style, i, sizes.width_px, sizes.height_px)
-            record = self._store.record(i)
-            pages.append(draw(record.signal_uv, record.sampling_rate_hz, spec))
-        return pages
+def record_task(params: Params, records: Path, items: Path) -> Task:
+    """Pages of stored records with the questions about them."""
+    store = RecordStore(records)
+    hashes = {"records": sha256(records / "manifest.json"), "items": sha256(items / "manifest.json")}
+    return Task(_record_batches(params, store, items), PageValidation(store, params), hashes)
 
 
-class _Run:
-    """The state of one training run, and what a step does to it."""
+def _prepared(model: Any, gradient_checkpointing: bool) -> Any:
+    import torch
 
-    def __init__(
-        self, params: Params, base: Base, model: Any, trained: dict[str, Any], precision: str, validation: Validation
-    ) -> None:
-        import torch
-        from accelerate import Accelerator
-
-        self.params, self.train, self.base, self.precision = params, params.train, base, precision
-        self.accelerator = Accelerator(cpu=True)
-        self.trained, self.validation = trained, validation
-        optimizer = torch.optim.AdamW(
-            trained.values(), lr=self.train.learning_rate, weight_decay=self.train.weight_decay
-        )
-        hold_batchnorm(model)
-        self.model, self.optimizer = self.accelerator.prepare(model.to(memory_format=torch.channels_last), optimizer)
-        self.encoder = BlockEncoder(base.processor.tokenizer)
-        self.pad = base.processor.tokenizer.pad_token_id
-        self.step = 0
-        self.best_auc, self.best_step = -math.inf, 0
-        self.best: dict[str, Any] = {}
-        self.history: list[dict[str, float | int | None]] = []
-
-    def train_step(self, batches: RecordBatches) -> float:
-        """One optimizer step on the batch of `self.step`; returns its loss."""
-        import torch
-
-        batch = batches.batch(self.step)
-        blocks = [[self.encoder(q.question, q.answer) for q in questions] for questions in batch.questions]
-        packed = pack(self.base.family, batch.pages, blocks, self.pad)
-        rate = learning_rate(self.step, self.train)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        torch.manual_seed(self.train.seed * 1_000_003 + self.step)  # dropout: a function of the step
-        self.model.train()
-        with autocast(self.precision):
-            loss = answer_loss(self.model, packed)
-        value = float(loss.item())
-        if not math.isfinite(value):
-            raise UserError(
-                f"train: the loss of step {self.step} is {value}, expected a number; lower train.learning_rate or "
-                f"look at these records: {', '.join(batch.record_ids)}"
-            )
-        self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.trained.values(), self.train.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self.history.append(
-            {
-                "step": self.step,
-                "loss": value,
-                "learning_rate": rate,
-                "gradient_norm": float(norm),
-                "validation_auc": None,
-            }
-        )
-        return value
-
-    def validate(self) -> None:
-        """Look at the validation split and remember the adapter if it is the best so far."""
-        auc = validation_auc(self.model, self.base, self.encoder, self.validation, self.precision)
-        self.history[-1]["validation_auc"] = auc
-        if auc > self.best_auc:
-            self.best_auc, self.best_step = auc, self.step
-            self.best = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
-
-    def checkpoint(self) -> Checkpoint:
-        """Everything the rest of the run depends on."""
-        tensors = {f"model.{name}": p.detach().contiguous() for name, p in self.trained.items()}
-        for name, parameter in self.trained.items():
-            moments = self.optimizer.state[parameter]
-            tensors |= {f"{key}.{name}": moments[key].contiguous() for key in ("exp_avg", "exp_avg_sq")}
-        tensors |= {BEST + name: tensor.contiguous() for name, tensor in self.best.items()}
-        state = {"best_auc": self.best_auc, "best_step": self.best_step, "history": self.history}
-        return Checkpoint(self.step, tensors, state)
-
-    def restore(self, found: Checkpoint) -> None:
-        """Go back to where `found` was taken."""
-        import torch
-
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                parameter.copy_(found.tensors[f"model.{name}"])
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(found.step)),
-                    "exp_avg": found.tensors[f"exp_avg.{name}"].clone(memory_format=torch.preserve_format),
-                    "exp_avg_sq": found.tensors[f"exp_avg_sq.{name}"].clone(memory_format=torch.preserve_format),
-                }
-        self.step = found.step
-        self.best_auc, self.best_step = found.state["best_auc"], found.state["best_step"]
-        self.history = found.state["history"]
-        self.best = {name: found.tensors[BEST + name] for name in self.trained if BEST + name in found.tensors}
-
-    def load_best(self) -> None:
-        """Put the best adapter seen back into the model."""
-        import torch
-
-        with torch.no_grad():
-            for name, tensor in self.best.items():
-                self.trained[name].copy_(tensor)
+    hold_batchnorm(model)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.to(memory_format=torch.channels_last)
 
 
-def validation_auc(
-    model: Any, base: Base, encoder: BlockEncoder, validation: Validation, precision: str, batch_size: int = 32
-) -> float:
-    """Macro AUC over the superclasses that have both classes in the validation split; NaN when none has."""
-    from sklearn.metrics import roc_auc_score
-
-    model.eval()
-    questions = [superclass_question(superclass) for superclass in SUPERCLASSES]
-    pad = base.processor.tokenizer.pad_token_id
-    scores = []
-    for start in range(0, len(validation.indices), batch_size):
-        with autocast(precision):
-            pages = validation.pages(start, start + batch_size)
-            scores.append(score_answers(model, base.family, encoder, pages, questions, pad)[0])
-    p_yes, truth = np.concatenate(scores), validation.truth
-    both = [k for k in range(truth.shape[1]) if 0 < truth[:, k].sum() < len(truth)]
-    return float(np.mean([roc_auc_score(truth[:, k], p_yes[:, k]) for k in both])) if both else math.nan
+def _blocks_of(model: Any) -> list[str]:
+    """Class names of the blocks that sharding wraps one by one, as transformers knows them."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    present = {type(module).__name__ for module in inner.modules()}
+    return sorted(present & set(getattr(inner, "_no_split_modules", None) or ()))
 
 
-def learning_rate(step: int, train: TrainParams) -> float:
-    """Linear warm-up over `warmup_fraction` of the steps, then a cosine to zero."""
-    warmup = max(1, round(train.warmup_fraction * train.steps))
-    if step < warmup:
-        return train.learning_rate * (step + 1) / warmup
-    return train.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, train.steps - warmup)))
-
-
-def _batches(params: Params, store: RecordStore, items: Path) -> RecordBatches:
+def _record_batches(params: Params, store: RecordStore, items: Path) -> RecordBatches:
     questions = read_items(items, "train")
     ids = [store.record(int(i), signal=False).record_id for i in store.select("train")]
     missing = sorted(set(ids) - set(questions))
@@ -271,21 +154,50 @@ def _batches(params: Params, store: RecordStore, items: Path) -> RecordBatches:
     )
 
 
-def _inputs(params: Params, base: Base, records: Path, items: Path, precision: str) -> str:
+def _inputs(params: Params, base: Base, hashes: dict[str, str], precision: str) -> str:
     """Hash of all that decides the adapter: checkpoints are found by it."""
+    train = {k: v for k, v in to_dict(params.train).items() if k not in ("workers", "samples", "prices")}
     facts = {
-        "params": [to_dict(params.train), to_dict(params.pages), params.exams.style],
+        "params": [train, to_dict(params.pages), params.exams.style],
         "base": base.identity,
-        "data": [sha256(records / "manifest.json"), sha256(items / "manifest.json")],
+        "data": hashes,
         "code": sources_sha256(SOURCES),
         "precision": precision,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _csv(history: list[dict[str, float | int | None]]) -> str:
-    import csv
+def _watcher(params: Params, base: Base, task: Task, inputs: str, trainer: Any, share: Share) -> Any:
+    """MLflow, on the first process, where it was asked for."""
+    if share.rank != 0 or not os.environ.get("ECG_TRACKING_URI"):
+        return None
+    from components.training.tracking import count_flops, track
 
+    whole = params.train.launch.kind in ("single", "ddp")  # sharded weights cannot be worked on by one process
+    flops = share.parts * count_flops(trainer.one_part) if whole else 0.0
+    facts = {**base.identity, "processes": share.processes, **{f"data.{k}": v for k, v in task.hashes.items()}}
+    tracking = track(params.train, params.recipe, inputs, facts, flops, share.processes)
+    if tracking is not None and whole:
+        samples = task.validation.samples(params.train.samples)
+
+        def ask(model: Any) -> list[tuple[str, str]]:
+            from components.reading.reader import Reader
+
+            reader = Reader(base, model, trainer.precision)
+            return [(sample.record_id, _answer(reader, sample)) for sample in samples]
+
+        tracking.ask = ask
+    return tracking
+
+
+def _answer(reader: Any, sample: Sample) -> str:
+    """The answer to one sample, about its page or in text alone."""
+    if sample.pages:
+        return str(reader.answer([sample.pages[0]], sample.question)[0])
+    return str(reader.answer_texts([sample.question], 96)[0])
+
+
+def _csv(history: Sequence[dict[str, float | int | None]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
     writer.writeheader()
@@ -293,5 +205,24 @@ def _csv(history: list[dict[str, float | int | None]]) -> str:
     return text.getvalue()
 
 
+def main() -> int:
+    """Train as params.yaml says, in this process or in those that torchrun starts; returns the exit status."""
+    params = load_params()
+    check_launch(params.train.launch)
+    if params.train.launch.kind != "single" and not is_launched():
+        return run_launched(params.train.launch, "components.training.train")
+    if int(os.environ.get("RANK", 0)):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (one process speaks)
+    from components.training.trainer import Stopped
+
+    try:
+        manifest = train_adapter(params)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return EXIT_STOPPED
+    print(json.dumps({key: manifest[key] for key in ("adapter_sha256", "chosen_step", "trainable_parameters")}))
+    return 0
+
+
 if __name__ == "__main__":
-    print(json.dumps(train_adapter(load_params()), indent=1))
+    sys.exit(main())

@@ -10,7 +10,8 @@ import pytest
 from components.models.bases import load_base, verify_folder
 from components.records.simulator import HOSPITALS, simulate
 from components.training import pretraining
-from components.training.pretraining import LABELS, PretrainParams, label_vector, macro_auc, pretrain, simulated_batch
+from components.training.pretraining import LABELS, PretrainParams, label_vector, pretrain, simulated_batch
+from components.training.scores import macro_auc
 
 SHORT = PretrainParams(
     tower_steps=4, joint_steps=4, batch_size=4, questions_per_page=6, eval_every=4, simulated_validation=12
