@@ -135,12 +135,11 @@ class ReportValidation:
         import torch
 
         pad = tokenizer_of(base.processor).pad_token_id
-        device = next(model.parameters()).device
         total, tokens = 0.0, 0
         for start in range(0, len(self._rows), batch_size):
             rows = self._rows[start : start + batch_size]
             blocks = [[encoder(item.question, item.answer) for item in row.questions] for row in rows]
-            packed = _evenly(pack(base.family, [()] * len(rows), blocks, pad), device)
+            packed = _evenly(pack(base.family, [()] * len(rows), blocks, pad))
             with torch.inference_mode():
                 total += float(answer_loss(model, packed, 1.0))
             tokens += int(packed.weights[:, 1:].sum())
@@ -193,11 +192,9 @@ def _no_pages() -> tuple[Page, ...]:
     return ()
 
 
-def _evenly(packed: Packed, device: Any) -> Packed:
-    """Every answer token weighing the same, on `device`."""
-    inputs = {name: value.to(device) for name, value in packed.inputs.items()}
-    labels = packed.labels.to(device)
-    return dataclasses.replace(packed, inputs=inputs, labels=labels, weights=(labels != IGNORED).float())
+def _evenly(packed: Packed) -> Packed:
+    """Every answer token weighing the same."""
+    return dataclasses.replace(packed, weights=(packed.labels != IGNORED).float())
 
 
 def _check_lengths(
