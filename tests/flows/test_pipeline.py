@@ -1,4 +1,4 @@
-"""dvc.yaml: every stage depends on all it imports, on the params it reads, and on nothing that is gone."""
+"""Every dvc.yaml: a stage depends on all it imports, on the params it reads, and on nothing that is gone."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import yaml
 from components.params import Params, load_params
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PIPELINE: dict[str, Any] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())
-STAGES: dict[str, dict[str, Any]] = PIPELINE["stages"]
+MAIN: dict[str, dict[str, Any]] = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+RADIOLOGY: dict[str, Any] = yaml.safe_load((REPOSITORY / "radiology" / "dvc.yaml").read_text())
+STAGES: dict[str, dict[str, Any]] = MAIN | {f"radiology/{name}": stage for name, stage in RADIOLOGY["stages"].items()}
 SECTIONS = set(Params.__dataclass_fields__)
 
 
@@ -72,7 +73,7 @@ def test_deps_cover_every_import(stage: str) -> None:
     needed = imported_files(stage)
     missing = {path for path in needed if not any(covers(dep, path) for dep in code_deps(stage))}
     wanted = "\n".join(f"      - {path}" for path in sorted(needed))
-    assert not missing, f"dvc.yaml, {stage}: add {sorted(map(str, missing))}; it imports\n{wanted}"
+    assert not missing, f"dvc.yaml of {stage}: add {sorted(map(str, missing))}; it imports\n{wanted}"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -95,7 +96,7 @@ def test_a_folder_is_a_dep_only_where_the_stage_imports_all_of_it(stage: str) ->
         if (REPOSITORY / dep).is_dir() and not is_data(dep):
             files = {path.relative_to(REPOSITORY) for path in (REPOSITORY / dep).rglob("*.py")}
             strangers = {path for path in files - needed if not is_bare(path)}
-            assert not strangers, f"dvc.yaml, {stage}: list files, not {dep}: it does not import {strangers}"
+            assert not strangers, f"dvc.yaml of {stage}: list files, not {dep}: it does not import {strangers}"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -107,7 +108,7 @@ def test_params_cover_every_key_the_stage_reads(stage: str) -> None:
     read = set().union(*(params_read(path) for path in imported_files(stage) if own in path.parents))
     assert read
     missing = {key for key in read if not any(f"{key}.".startswith(f"{known}.") for known in declared)}
-    assert not missing, f"dvc.yaml, {stage}: params lacks {sorted(missing)}"
+    assert not missing, f"dvc.yaml of {stage}: params lacks {sorted(missing)}"
 
 
 def params_read(path: Path) -> set[str]:
@@ -148,6 +149,22 @@ def outs(stage: dict[str, Any]) -> list[Any]:
     return [out for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
 
 
+def test_no_two_stages_make_the_same_out() -> None:
+    made = [Path(out) for stage in STAGES.values() for out in outs(stage)]
+    assert not [(a, b) for a in made for b in made if a is not b and (a == b or a in b.parents)]
+
+
+def test_the_pipeline_in_a_folder_works_from_the_root() -> None:
+    assert RADIOLOGY["vars"] == ["../params.yaml"]
+    assert {stage["wdir"] for stage in RADIOLOGY["stages"].values()} == {".."}
+
+
+def test_a_pipeline_takes_nothing_from_the_other() -> None:
+    """Else one recipe would have to bring both up to date."""
+    made = {out for stage in MAIN.values() for out in outs(stage)}
+    assert not [dep for stage in RADIOLOGY["stages"].values() for dep in stage["deps"] if dep in made]
+
+
 def test_every_out_is_kept_in_the_cache() -> None:
     """Else the run cache cannot restore it."""
     assert all(isinstance(out, str) for stage in STAGES.values() for out in outs(stage))
@@ -155,10 +172,10 @@ def test_every_out_is_kept_in_the_cache() -> None:
 
 def test_the_flow_waits_for_what_a_stage_needs() -> None:
     """Every edge of dvc.yaml's graph is one of flows.retrain's, directly or through others, and none is missing."""
-    makers = {out: name for name, stage in STAGES.items() for out in outs(stage)}
+    makers = {out: name for name, stage in MAIN.items() for out in outs(stage)}
     waits = flow_edges()
-    assert list(waits) == list(STAGES)
-    for name, stage in STAGES.items():
+    assert list(waits) == list(MAIN)
+    for name, stage in MAIN.items():
         needed = {makers[dep] for dep in stage["deps"] if dep in makers}
         assert needed <= ancestors(name, waits), f"flows/retrain.py starts {name} too early"
 
