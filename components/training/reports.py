@@ -128,7 +128,8 @@ class ReportValidation:
         self.count = len(chosen)
         self._asked = chosen
         chosen = sorted(chosen, key=lambda one: size(one[1]))
-        self._rows = [_row([chosen[i] for i in members]) for members in _in_order([size(q) for _, q in chosen], room)]
+        rows = _in_order([size(item) for _, item in chosen], room)
+        self._rows = [[chosen[i][1] for i in members] for members in rows]
 
     def look(self, model: Any, base: Any, encoder: BlockEncoder, batch_size: int = 4) -> float:
         """The score of `model` as it is; `batch_size` rows at a time."""
@@ -138,7 +139,7 @@ class ReportValidation:
         total, tokens = 0.0, 0
         for start in range(0, len(self._rows), batch_size):
             rows = self._rows[start : start + batch_size]
-            blocks = [[encoder(item.question, item.answer) for item in row.questions] for row in rows]
+            blocks = [[encoder(item.question, item.answer) for item in row] for row in rows]
             packed = _evenly(pack(base.family, [()] * len(rows), blocks, pad))
             with torch.inference_mode():
                 total += float(answer_loss(model, packed, 1.0))
