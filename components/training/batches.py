@@ -23,11 +23,19 @@ from components.records.schema import Record
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One sequence: the pages that `draw` gives (none for text) and the questions about them."""
+    """One sequence: the pages that `draw` gives (several images, or none for text) and the questions about them.
+
+    A tuple of questions is one conversation of several turns: a later turn sees those before it.
+    """
 
     record_ids: tuple[str, ...]
-    questions: tuple[Question, ...]
+    questions: tuple[Question | tuple[Question, ...], ...]
     draw: Callable[[], tuple[Page, ...]]
+
+
+def turns_of(asked: Question | tuple[Question, ...]) -> tuple[Question, ...]:
+    """The turns of a conversation, one where a question stands alone."""
+    return (asked,) if isinstance(asked, Question) else asked
 
 
 class TrainingData(Protocol):
@@ -73,7 +81,7 @@ class RecordBatches:
         return Batch(
             [row.record_ids[0] for row in rows],
             [row.draw()[0] for row in rows],
-            [list(row.questions) for row in rows],
+            [[turn for asked in row.questions for turn in turns_of(asked)] for row in rows],
         )
 
     def _row(self, position: int) -> Row:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.models.families import Family
-from components.models.packing import BlockEncoder, pack
+from components.models.packing import Block, BlockEncoder, pack
 from components.params import TrainParams, UserError
-from components.training.batches import Row, TrainingData
+from components.training.batches import Row, TrainingData, turns_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,9 @@ class Parts:
     def __getitem__(self, index: int) -> dict[str, Any]:
         step, part = divmod(index, self._share.parts)
         rows = self._data.rows(step)
-        whole = sum(len(block.answer) ** 0.5 for row in rows for block in self._blocks(row) if block.answer)
+        answers = [turn.answer for row in rows for block in self._blocks(row) for turn in block.turns]
         mine = self._share.rows_of(part, rows)
-        packed = pack(self._family, [_one_or_all(row.draw()) for row in mine], [self._blocks(row) for row in mine], self._pad)
+        packed = pack(self._family, [row.draw() for row in mine], [self._blocks(row) for row in mine], self._pad)
         tokens = packed.inputs["input_ids"].shape[1]
         if tokens > self._train.max_tokens:
             raise UserError(
@@ -62,7 +62,7 @@ class Parts:
         return {
             "index": index,
             "packed": {"inputs": packed.inputs, "labels": packed.labels, "weights": packed.weights},
-            "divisor": whole / (self._share.processes * self._share.parts),
+            "divisor": sum(len(answer) ** 0.5 for answer in answers) / (self._share.processes * self._share.parts),
             "pages": sum(len(row.record_ids) for row in mine),
             "tokens": int((packed.inputs["input_ids"] != self._pad).sum()),
         }
@@ -71,8 +71,10 @@ class Parts:
         """Whom the step's rows, of all processes, are about."""
         return [record_id for row in self._data.rows(step) for record_id in row.record_ids]
 
-    def _blocks(self, row: Row) -> list[Any]:
-        return [self._encoder(question.question, question.answer) for question in row.questions]
+    def _blocks(self, row: Row) -> list[Block]:
+        return [
+            self._encoder.turns([(turn.question, turn.answer) for turn in turns_of(asked)]) for asked in row.questions
+        ]
 
 
 class FromStep:
@@ -86,7 +88,3 @@ class FromStep:
 
     def __len__(self) -> int:
         return self._count
-
-
-def _one_or_all(pages: Any) -> Any:
-    return pages[0] if len(pages) == 1 else pages

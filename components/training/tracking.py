@@ -46,7 +46,7 @@ class Tracking:
             "mfu": self._flops / seconds / self._peak if self._peak else None,
             "memory_gib": _memory_gib(),
             f"{'cpu' if self.device == 'cpu' else 'gpu'}_hours": hours,
-            "cost_usd": self._price() and hours * self._price(),
+            "cost_usd": None if (price := self._price()) is None else hours * price,
         }
         self._log(metrics, row["step"])
 
@@ -84,7 +84,7 @@ class Tracking:
 
 
 def track(
-    train: TrainParams, recipe: str, inputs: str, facts: dict[str, Any], flops: float, processes: int
+    train: TrainParams, base: str, inputs: str, facts: dict[str, Any], flops: float, processes: int
 ) -> Tracking | None:
     """A `Tracking` on the run of these `inputs`, new or gone on with; None where tracking is off."""
     uri, experiment = os.environ.get("ECG_TRACKING_URI"), os.environ.get("ECG_EXPERIMENT")
@@ -100,8 +100,8 @@ def track(
         run = runs[0]
         client.update_run(run.info.run_id, "RUNNING")
     else:
-        tags = {"training_inputs": inputs, "recipe": recipe, "kind": "training"}
-        run = client.create_run(home, run_name=f"train {recipe} {inputs[:8]}", tags=tags)
+        tags = {"training_inputs": inputs, "base": base, "kind": "training"}
+        run = client.create_run(home, run_name=f"train {base} {inputs[:8]}", tags=tags)
         for key, value in (_flat(to_dict(train)) | facts).items():
             client.log_param(run.info.run_id, key, str(value)[:500])
     return Tracking(client, run.info.run_id, train, processes, flops)

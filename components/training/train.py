@@ -1,57 +1,25 @@
-"""Stage `train`: an adapter for the base, on pages drawn on the fly or on reports.
+"""Stage `train`: an adapter for the base, on pages drawn on the fly.
 
-    python -m components.training.train
-
-Deterministic on a CPU: the same inputs give the same adapter bytes, also when the run was killed and resumed, on this
-machine or another. SIGTERM writes a checkpoint and exits with 75 (EX_TEMPFAIL): the next run goes on from it.
+python -m components.training.train
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
-import json
-import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from components.instruct.build import OUT as ITEMS
 from components.instruct.build import RECORDS, read_items
-from components.models.adapters import attach, save_adapter
-from components.models.bases import Base, load_base
-from components.models.packing import BlockEncoder
-from components.models.precision import hold_batchnorm, resolve, set_threads
-from components.params import Params, UserError, load_params, to_dict
+from components.params import Params, UserError
 from components.records.store import RecordStore
-from components.storage import fresh_folder, sha256, sources_sha256, write_text
-from components.training.batches import RecordBatches, TrainingData
-from components.training.launch import check_launch, is_launched, run_launched
-from components.training.loader import Parts, Share
-from components.training.validation import PageValidation, Sample, Validation
+from components.storage import sha256
+from components.training.batches import RecordBatches
+from components.training.fit import CHECKPOINTS, Task, command, fit_adapter
+from components.training.validation import PageValidation
 
 ADAPTER = Path("models/adapter")
 HISTORY = Path("reports/training.csv")
-CHECKPOINTS = Path(os.environ.get("ECG_CHECKPOINTS", ".checkpoints"))
-EXIT_STOPPED = 75
-SOURCES = (
-    "instruct", "models/adapters.py", "models/bases.py", "models/families.py", "models/packing.py",
-    "models/precision.py", "models/tiny.py", "pages", "params.py", "records", "training/batches.py",
-    "training/loader.py", "training/schedule.py", "training/train.py", "training/trainer.py",
-    "training/validation.py",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What a recipe trains on, how it looks at itself, and the hashes of its data."""
-
-    data: TrainingData
-    validation: Validation
-    hashes: dict[str, str]
 
 
 def train_adapter(
@@ -62,52 +30,12 @@ def train_adapter(
     history_file: Path = HISTORY,
     checkpoints: Path = CHECKPOINTS,
 ) -> dict[str, Any]:
-    """Train and write the adapter folder and the training curve; returns the adapter's manifest.
-
-    The weights kept are those with the best score on the validation split.
+    """Train on the records' pages and write the adapter folder and the training curve; returns its manifest.
 
     Raises:
-        UserError: inputs missing or not fitting, a loss that is no number (with the step's record ids), or one that
-            diverged.
-        Stopped: SIGTERM came; a checkpoint was written.
+        UserError: as `fit_adapter`; records and items that do not belong together.
     """
-    from components.training.trainer import AdapterTrainer, Look, whole_tensors
-
-    train = params.train
-    check_launch(train.launch)
-    set_threads(train.threads)
-    precision = resolve(train.precision)
-    base = load_base(params.model.base, params.model.revision)
-    task = record_task(params, records, items)
-    inputs = _inputs(params, base, task.hashes, precision)
-    model = _prepared(attach(base.model, train), train.gradient_checkpointing)
-    encoder = BlockEncoder(base.processor.tokenizer)
-    share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), train.gradient_accumulation)
-    parts = Parts(task.data, base.family, encoder, base.processor.tokenizer.pad_token_id, train, share)
-
-    def score(answering: Any) -> float:
-        return float(answering(task.validation.look, base, encoder))
-
-    look = Look(task.validation.name, score)
-    trainer = AdapterTrainer(model, parts, look, train, precision, checkpoints / inputs[:16], _blocks_of(model))
-    history = trainer.fit(_watcher(params, base, task, inputs, trainer, share))
-    facts = {
-        "params": {name: to_dict(getattr(params, name)) for name in ("train", "model", "pages")},
-        "precision": precision,
-        "inputs_sha256": inputs,
-        "data": task.hashes,
-        "code_sha256": sources_sha256(SOURCES),
-        "chosen_step": history.best_step,
-        f"validation_{history.metric}": history.best_score,
-        "validation_records": task.validation.count,
-    }
-    tensors = whole_tensors(trainer.trained())
-    if not trainer.accelerator.is_main_process:
-        return facts
-    with fresh_folder(out) as fresh:
-        manifest = save_adapter(model, base, fresh, facts, train.method, train.modules_in_full, tensors)
-    write_text(history_file, _csv(history.rows))
-    return manifest
+    return fit_adapter(params, lambda base: record_task(params, records, items), out, history_file, checkpoints)
 
 
 def record_task(params: Params, records: Path, items: Path) -> Task:
@@ -115,22 +43,6 @@ def record_task(params: Params, records: Path, items: Path) -> Task:
     store = RecordStore(records)
     hashes = {"records": sha256(records / "manifest.json"), "items": sha256(items / "manifest.json")}
     return Task(_record_batches(params, store, items), PageValidation(store, params), hashes)
-
-
-def _prepared(model: Any, gradient_checkpointing: bool) -> Any:
-    import torch
-
-    hold_batchnorm(model)
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.to(memory_format=torch.channels_last)
-
-
-def _blocks_of(model: Any) -> list[str]:
-    """Class names of the blocks that sharding wraps one by one, as transformers knows them."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    present = {type(module).__name__ for module in inner.modules()}
-    return sorted(present & set(getattr(inner, "_no_split_modules", None) or ()))
 
 
 def _record_batches(params: Params, store: RecordStore, items: Path) -> RecordBatches:
@@ -154,75 +66,5 @@ def _record_batches(params: Params, store: RecordStore, items: Path) -> RecordBa
     )
 
 
-def _inputs(params: Params, base: Base, hashes: dict[str, str], precision: str) -> str:
-    """Hash of all that decides the adapter: checkpoints are found by it."""
-    train = {k: v for k, v in to_dict(params.train).items() if k not in ("workers", "samples", "prices")}
-    facts = {
-        "params": [train, to_dict(params.pages), params.exams.style],
-        "base": base.identity,
-        "data": hashes,
-        "code": sources_sha256(SOURCES),
-        "precision": precision,
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _watcher(params: Params, base: Base, task: Task, inputs: str, trainer: Any, share: Share) -> Any:
-    """MLflow, on the first process, where it was asked for."""
-    if share.rank != 0 or not os.environ.get("ECG_TRACKING_URI"):
-        return None
-    from components.training.tracking import count_flops, track
-
-    whole = params.train.launch.kind in ("single", "ddp")  # sharded weights cannot be worked on by one process
-    flops = share.parts * count_flops(trainer.one_part) if whole else 0.0
-    facts = {**base.identity, "processes": share.processes, **{f"data.{k}": v for k, v in task.hashes.items()}}
-    tracking = track(params.train, params.recipe, inputs, facts, flops, share.processes)
-    if tracking is not None and whole:
-        samples = task.validation.samples(params.train.samples)
-
-        def ask(model: Any) -> list[tuple[str, str]]:
-            from components.reading.reader import Reader
-
-            reader = Reader(base, model, trainer.precision)
-            return [(sample.record_id, _answer(reader, sample)) for sample in samples]
-
-        tracking.ask = ask
-    return tracking
-
-
-def _answer(reader: Any, sample: Sample) -> str:
-    """The answer to one sample, about its page or in text alone."""
-    if sample.pages:
-        return str(reader.answer([sample.pages[0]], sample.question)[0])
-    return str(reader.answer_texts([sample.question], 96)[0])
-
-
-def _csv(history: Sequence[dict[str, float | int | None]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    return text.getvalue()
-
-
-def main() -> int:
-    """Train as params.yaml says, in this process or in those that torchrun starts; returns the exit status."""
-    params = load_params()
-    check_launch(params.train.launch)
-    if params.train.launch.kind != "single" and not is_launched():
-        return run_launched(params.train.launch, "components.training.train")
-    if int(os.environ.get("RANK", 0)):
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (one process speaks)
-    from components.training.trainer import Stopped
-
-    try:
-        manifest = train_adapter(params)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return EXIT_STOPPED
-    print(json.dumps({key: manifest[key] for key in ("adapter_sha256", "chosen_step", "trainable_parameters")}))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command("components.training.train", train_adapter))

@@ -87,6 +87,10 @@ class Look:
 class AdapterTrainer(Trainer):
     """Trainer over `Parts`. `fit` trains, resuming where checkpoints are found."""
 
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+
     def __init__(
         self, model: Any, parts: Parts, look: Look, train: TrainParams, precision: str, folder: Path, wrap: list[str]
     ) -> None:
@@ -117,7 +121,7 @@ class AdapterTrainer(Trainer):
 
     def one_part(self) -> None:
         """Forward and backward of the first part, leaving nothing behind: what a part costs is counted on it."""
-        inputs = self._prepare_inputs(self.parts[0])
+        inputs: Any = self._prepare_inputs(self.parts[0])
         self.model(answer_loss, Packed(**inputs["packed"], last=None), inputs["divisor"]).backward()
         self.model.zero_grad()
 
@@ -194,8 +198,9 @@ class _Steps(TrainerCallback):
         trainer._globalstep_last_logged = trainer._initial_global_step = found.step
         self.progress.advance(found.step)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> Any:
-        if "loss" not in logs:
+    def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> Any:
+        logs: dict[str, float] = given["logs"]
+        if "loss" not in logs:  # the summary at the end
             return control
         trainer, train = self.trainer, self.trainer.recipe
         step, history = state.global_step, trainer.history
@@ -325,7 +330,8 @@ def _optimizer(train: TrainParams, parameters: list[Any]) -> Any:
         raise UserError(f"train.optimizer: '{kind}' pages memory between a GPU and its host, found no GPU; set auto")
     import bitsandbytes
 
-    make = bitsandbytes.optim.PagedAdamW32bit if kind.endswith("32bit") else bitsandbytes.optim.PagedAdamW8bit
+    optimizers: Any = bitsandbytes.optim
+    make = optimizers.PagedAdamW32bit if kind.endswith("32bit") else optimizers.PagedAdamW8bit
     return make(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
 
 

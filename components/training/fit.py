@@ -1,0 +1,187 @@
+"""Fit an adapter: base and task in, adapter folder and training curve out.
+
+Deterministic on a CPU: the same inputs give the same adapter bytes, also when the run was killed and resumed, on this
+machine or another. SIGTERM writes a checkpoint and ends with 75 (EX_TEMPFAIL): the next run goes on from it.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.models.adapters import attach, save_adapter
+from components.models.bases import Base, load_base
+from components.models.chat import BlockEncoder, check_chat, tokenizer_of
+from components.models.precision import hold_batchnorm, resolve, set_threads
+from components.params import Params, load_params, to_dict
+from components.storage import fresh_folder, sources_sha256, write_text
+from components.training.batches import TrainingData
+from components.training.launch import check_launch, is_launched, run_launched
+from components.training.loader import Parts, Share
+from components.training.validation import Sample, Validation
+
+CHECKPOINTS = Path(os.environ.get("ECG_CHECKPOINTS", ".checkpoints"))
+EXIT_STOPPED = 75
+SOURCES = (
+    "instruct", "models/adapters.py", "models/bases.py", "models/chat.py", "models/families.py", "models/packing.py",
+    "models/precision.py", "models/smol.py", "models/tiny.py", "pages", "params.py", "records", "training/batches.py",
+    "training/fit.py", "training/loader.py", "training/schedule.py", "training/train.py", "training/trainer.py",
+    "training/validation.py",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a recipe trains on, how it looks at itself, the hashes of its data, and the code that opens it."""
+
+    data: TrainingData
+    validation: Validation
+    hashes: dict[str, str]
+    sources: tuple[str, ...] = ()
+
+
+def fit_adapter(
+    params: Params, open_task: Callable[[Base], Task], out: Path, history_file: Path, checkpoints: Path = CHECKPOINTS
+) -> dict[str, Any]:
+    """Train and write the adapter folder and the training curve; returns the adapter's manifest.
+
+    The weights kept are those with the best score on the validation split.
+
+    Raises:
+        UserError: inputs missing or not fitting, a loss that is no number (with the step's record ids), or one that
+            diverged.
+        Stopped: SIGTERM came; a checkpoint was written.
+    """
+    from components.training.trainer import AdapterTrainer, Look, whole_tensors
+
+    train = params.train
+    check_launch(train.launch)
+    set_threads(train.threads)
+    precision = resolve(train.precision)
+    base = load_base(params.model.base, params.model.revision)
+    check_chat(base.processor, base.family)
+    task = open_task(base)
+    inputs = _inputs(params, base, task, precision)
+    model = _prepared(attach(base.model, train), train.gradient_checkpointing)
+    encoder = BlockEncoder(base.processor)
+    share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), train.gradient_accumulation)
+    parts = Parts(task.data, base.family, encoder, tokenizer_of(base.processor).pad_token_id, train, share)
+
+    def score(answering: Any) -> float:
+        return float(answering(task.validation.look, base, encoder))
+
+    look = Look(task.validation.name, score)
+    trainer = AdapterTrainer(model, parts, look, train, precision, checkpoints / inputs[:16], _blocks_of(model))
+    history = trainer.fit(_watcher(params, base, task, inputs, trainer, share))
+    facts = {
+        "params": {name: to_dict(getattr(params, name)) for name in ("train", "model", "pages")},
+        "precision": precision,
+        "inputs_sha256": inputs,
+        "data": task.hashes,
+        "code_sha256": sources_sha256((*SOURCES, *task.sources)),
+        "chosen_step": history.best_step,
+        f"validation_{history.metric}": history.best_score,
+        "validation_records": task.validation.count,
+    }
+    tensors = whole_tensors(trainer.trained())
+    if not trainer.accelerator.is_main_process:
+        return facts
+    with fresh_folder(out) as fresh:
+        manifest = save_adapter(model, base, fresh, facts, train.method, train.modules_in_full, tensors)
+    write_text(history_file, _csv(history.rows))
+    return manifest
+
+
+def command(module: str, train: Callable[[Params], dict[str, Any]]) -> int:
+    """Run a training stage as params.yaml says, in this process or in those torchrun starts; its exit status."""
+    params = load_params()
+    check_launch(params.train.launch)
+    if params.train.launch.kind != "single" and not is_launched():
+        return run_launched(params.train.launch, module)
+    if int(os.environ.get("RANK", 0)):
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (one process speaks)
+    from components.training.trainer import Stopped
+
+    try:
+        manifest = train(params)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return EXIT_STOPPED
+    if "adapter_sha256" in manifest:
+        print(json.dumps({key: manifest[key] for key in ("adapter_sha256", "chosen_step", "trainable_parameters")}))
+    return 0
+
+
+def _prepared(model: Any, gradient_checkpointing: bool) -> Any:
+    import torch
+
+    hold_batchnorm(model)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.to(memory_format=torch.channels_last)
+
+
+def _blocks_of(model: Any) -> list[str]:
+    """Class names of the blocks that sharding wraps one by one, as transformers knows them."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    present = {type(module).__name__ for module in inner.modules()}
+    return sorted(present & set(getattr(inner, "_no_split_modules", None) or ()))
+
+
+def _inputs(params: Params, base: Base, task: Task, precision: str) -> str:
+    """Hash of all that decides the adapter: checkpoints are found by it."""
+    train = {k: v for k, v in to_dict(params.train).items() if k not in ("workers", "samples", "prices")}
+    facts = {
+        "params": [train, to_dict(params.pages), params.exams.style],
+        "base": base.identity,
+        "data": task.hashes,
+        "code": sources_sha256((*SOURCES, *task.sources)),
+        "precision": precision,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _watcher(params: Params, base: Base, task: Task, inputs: str, trainer: Any, share: Share) -> Any:
+    """MLflow, on the first process, where it was asked for."""
+    if share.rank != 0 or not os.environ.get("ECG_TRACKING_URI"):
+        return None
+    from components.training.tracking import count_flops, track
+
+    whole = params.train.launch.kind in ("single", "ddp")  # sharded weights cannot be worked on by one process
+    flops = share.parts * count_flops(trainer.one_part) if whole else 0.0
+    facts = {**base.identity, "processes": share.processes, **{f"data.{k}": v for k, v in task.hashes.items()}}
+    tracking = track(params.train, params.model.base, inputs, facts, flops, share.processes)
+    if tracking is not None and whole:
+        samples = task.validation.samples(params.train.samples)
+
+        def ask(model: Any) -> list[tuple[str, str]]:
+            from components.reading.reader import Reader
+
+            reader = Reader(base, model, trainer.precision)
+            return [(sample.record_id, _answer(reader, sample)) for sample in samples]
+
+        tracking.ask = ask
+    return tracking
+
+
+def _answer(reader: Any, sample: Sample) -> str:
+    """The answer to one sample, about its page or in text alone."""
+    if sample.pages:
+        return str(reader.answer([sample.pages[0]], sample.question)[0])
+    return str(reader.answer_texts([sample.question], 96)[0])
+
+
+def _csv(history: Sequence[dict[str, float | int | None]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue()
