@@ -61,9 +61,9 @@ def _check_source(params: Params) -> None:
 
 
 def _check_base(params: Params) -> None:
-    from components.models.bases import LLAMA_TINY, find_folder
+    from components.models.bases import is_local
 
-    if params.model.base != LLAMA_TINY and find_folder(params.model.base) is None and not params.model.revision:
+    if not is_local(params.model.base) and not params.model.revision:
         raise UserError(
             f"model.revision: base '{params.model.base}' comes from the hub, found null, expected its full "
             "40-digit commit; give it with --set model.revision=COMMIT"

@@ -59,7 +59,8 @@ class Chat:
                 "save one with the processor (processor.chat_template = …)"
             )
         self.special = _special_tokens(self.tokenizer)
-        self.image_token: str | None = self._image_token()
+        self.image_token: str | None = None
+        self.image_token = self._image_token()
         self._whole: dict[str, tuple[int, ...]] = {}
         prefix, self.pieces = self._cut(0 if self.image_token is None else 1)
         self._prefixes = {0 if self.image_token is None else 1: prefix}
@@ -100,6 +101,11 @@ class Chat:
         """The whole text of a first question, ready for the processor."""
         return self.prefix(images) + self.pieces.head + question + self.pieces.tail
 
+    @property
+    def stop_id(self) -> int:
+        """Id of the token that ends an answer."""
+        return self.ids(self.pieces.stop)[-1]
+
     def ids(self, text: str) -> tuple[int, ...]:
         """Token ids of a text that may hold special tokens; nothing is added."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -127,7 +133,7 @@ class Chat:
 
     def messages(self, turns: Sequence[tuple[str, str | None]], images: int) -> list[dict[str, Any]]:
         """A conversation as `apply_chat_template` takes it; an answer of None is still to come."""
-        listed = hasattr(self.processor, "image_processor") or images > 0
+        listed = images > 0 or self.image_token is not None or hasattr(self.processor, "image_processor")
         found: list[dict[str, Any]] = []
         for number, (question, answer) in enumerate(turns):
             content: Any = question
@@ -145,8 +151,12 @@ class Chat:
 
         messages = self.messages(turns, images)
         try:
-            text = self.processor.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=turns[-1][1] is None, date_string=DATE
+            text = self.tokenizer.apply_chat_template(
+                messages,
+                chat_template=None if self.processor is self.tokenizer else self.processor.chat_template,
+                tokenize=False,
+                add_generation_prompt=turns[-1][1] is None,
+                date_string=DATE,
             )
         except (TemplateError, TypeError, ValueError) as error:
             raise UserError(f"model.base: its chat template cannot write a conversation: {error}") from error

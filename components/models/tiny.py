@@ -1,7 +1,8 @@
 """The tiny bases, as transformers' own architectures with small sizes and fresh weights.
 
 `ecg-tiny`: FastVLM with a ResNet tower and a 4-layer Llama. `ecg-llama-tiny`: Mllama, the code path of Llama 3.2
-Vision; its ViT tower stays at chance when trained on a CPU, so it proves the path and nothing else.
+Vision, and `pulse-tiny`: LLaVA-NeXT, that of PULSE. Their ViT towers stay at chance when trained on a CPU, so they
+prove the path and nothing else. `ecg-smol`: FastVLM with the tower of ecg-tiny and the text model of SmolLM2.
 """
 
 from __future__ import annotations
@@ -25,14 +26,7 @@ def build_ecg_tiny(tokenizer: Any, seed: int) -> tuple[Any, Any]:
     )
 
     torch.manual_seed(seed)
-    tower: Any = ResNetConfig
-    vision = tower(
-        layer_type="basic",
-        depths=[1, 1, 1, 1],
-        hidden_sizes=[32, 64, 128, 256],
-        embedding_size=16,
-        hidden_size=256,  # what FastVLM's projector asks its tower for
-    )
+    vision = _resnet_config(ResNetConfig)
     text = _text_config(LlamaConfig, tokenizer)
     image_token = tokenizer.convert_tokens_to_ids("<image>")
     config = FastVlmConfig(
@@ -109,6 +103,133 @@ def build_ecg_llama_tiny(tokenizer: Any, seed: int) -> tuple[Any, Any]:
     images = MllamaImageProcessorPil(size={"height": tile, "width": tile}, max_image_tiles=2)
     make: Any = MllamaProcessor
     return model, make(image_processor=images, tokenizer=tokenizer, chat_template=tokenizer.chat_template)
+
+
+def build_pulse_tiny(tokenizer: Any, seed: int) -> tuple[Any, Any]:
+    """`(model, processor)`: a LLaVA-NeXT of about 1.4 M parameters in float32, freshly initialised from `seed`.
+
+    The path of PULSE (arXiv 2410.19008: LLaVA-NeXT with Vicuna) at toy size: CLIP tower, tiles, projector, Llama. A ViT
+    tower of this size stays at chance on a CPU; what is trained on it proves the path and nothing else.
+    """
+    import torch
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaNextConfig,
+        LlavaNextForConditionalGeneration,
+        LlavaNextProcessor,
+    )
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+    torch.manual_seed(seed)
+    tile, patch = 96, 16
+    grid = [[tile, 2 * tile], [2 * tile, tile], [2 * tile, 2 * tile]]
+    vision = CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=tile,
+        patch_size=patch,
+        projection_dim=128,
+    )
+    config = LlavaNextConfig(
+        vision_config=vision,
+        text_config=_text_config(LlamaConfig, tokenizer),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=grid,
+        image_seq_length=(tile // patch) ** 2,
+        tie_word_embeddings=True,
+    )
+    model = LlavaNextForConditionalGeneration(config)
+    images = LlavaNextImageProcessorPil(
+        size={"shortest_edge": tile}, crop_size={"height": tile, "width": tile}, image_grid_pinpoints=grid
+    )
+    make: Any = LlavaNextProcessor
+    processor = make(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=patch,
+        vision_feature_select_strategy="default",
+        chat_template=tokenizer.chat_template,
+        image_token="<image>",
+        num_additional_image_tokens=1,
+    )
+    return model, processor
+
+
+# A turn's content may be a list of parts, as processors take it; an image writes its placeholder.
+PARTS_MACRO = (
+    "{%- macro parts(content) -%}{%- if content is string -%}{{ content }}{%- else -%}{%- for part in content -%}"
+    "{{ '<image>' if part['type'] == 'image' else part['text'] }}{%- endfor -%}{%- endif -%}{%- endmacro -%}"
+)
+
+
+def ecg_smol_config(text: Any, image_token: int) -> Any:
+    """FastVLM's configuration over SmolLM2's, whose vocabulary grows to hold `<image>` at id `image_token`."""
+    from transformers import FastVlmConfig, ResNetConfig
+
+    sizes = {key: value for key, value in text.to_dict().items() if key not in ("model_type", "architectures")}
+    return FastVlmConfig(
+        vision_config=_resnet_config(ResNetConfig),
+        text_config=type(text)(**{**sizes, "vocab_size": image_token + 1}),
+        image_token_index=image_token,
+        image_seq_length=(PAGE_WIDTH // TOKEN_PX) * (PAGE_HEIGHT // TOKEN_PX),
+        tie_word_embeddings=True,
+    )
+
+
+def build_ecg_smol(text: Any, tokenizer: Any, tower: dict[str, Any], seed: int) -> tuple[Any, Any]:
+    """`(model, processor)`: a FastVLM of 135 M parameters that reads pages with a trained tower and writes English.
+
+    Args:
+        text: SmolLM2 (LlamaForCausalLM), whose weights are taken over.
+        tokenizer: SmolLM2's; `<image>` is added to it, and to its chat template.
+        tower: weights of ecg-tiny's vision tower.
+        seed: of the projector, the only fresh part.
+    """
+    import torch
+    from transformers import FastVlmForConditionalGeneration, LlavaProcessor
+
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.chat_template = PARTS_MACRO + tokenizer.chat_template.replace(
+        "message['content']", "parts(message['content'])"
+    )
+    model: Any = FastVlmForConditionalGeneration(
+        ecg_smol_config(text.config, tokenizer.convert_tokens_to_ids("<image>"))
+    )
+    torch.manual_seed(seed)  # the projector alone: how much was drawn before it must not matter
+    model.model.multi_modal_projector.apply(model._init_weights)
+    model.model.vision_tower.load_state_dict(tower)
+    weights = dict(text.model.state_dict())
+    known = weights["embed_tokens.weight"]
+    # The new token never stands for itself: features take its place. The mean is never the likeliest next token.
+    weights["embed_tokens.weight"] = torch.cat([known, known.mean(0, keepdim=True)])
+    model.model.language_model.load_state_dict(weights)
+    model.tie_weights()
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    make: Any = LlavaProcessor
+    processor = make(
+        image_processor=_image_processor(),
+        tokenizer=tokenizer,
+        patch_size=TOKEN_PX,
+        vision_feature_select_strategy="full",
+        chat_template=tokenizer.chat_template,
+        image_token="<image>",
+        num_additional_image_tokens=0,
+    )
+    return model, processor
+
+
+def _resnet_config(kind: Any) -> Any:
+    return kind(
+        layer_type="basic",
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[32, 64, 128, 256],
+        embedding_size=16,
+        hidden_size=256,  # what FastVLM's projector asks its tower for
+    )
 
 
 def _text_config(kind: Any, tokenizer: Any) -> Any:

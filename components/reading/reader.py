@@ -1,4 +1,4 @@
-"""A model answers questions about pages: probabilities for yes/no questions, text for the others."""
+"""A model answers questions about pages, or about text alone: probabilities for yes/no questions, else words."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from components.models.adapters import load_adapter
 from components.models.bases import Base, load_base
-from components.models.families import Page, fit_page
-from components.models.packing import BlockEncoder, score_answers
+from components.models.families import Page, Shown, rows_of
+from components.models.packing import BlockEncoder, on_device_of, score_answers
 from components.models.precision import autocast, resolve, set_threads
 
 
@@ -37,8 +37,13 @@ class Reader:
 
         self.base, self.precision = base, precision
         self.model = model.to(memory_format=torch.channels_last).eval()
-        self._tokenizer = base.processor.tokenizer
-        self._encoder = BlockEncoder(self._tokenizer)
+        self._tokenizer = base.tokenizer
+        self._encoder = BlockEncoder(base.processor)
+        self._pad = self._tokenizer.pad_token_id
+        if self._pad is None:  # Llama has none; what stands under the mask does not matter
+            self._pad = self._tokenizer.eos_token_id
+        stop = base.family.chat.stop_id
+        self._stops = sorted({stop, self._tokenizer.eos_token_id} - {None})
 
     @classmethod
     def load(
@@ -59,47 +64,75 @@ class Reader:
         model = loaded.model if adapter is None else load_adapter(loaded, adapter)
         return cls(loaded, model, resolve(precision))
 
-    def score(self, pages: Sequence[Page], questions: Sequence[str], batch_size: int = 32) -> Scores:
-        """Ask every yes/no question about every page (RGB uint8 [height, width, 3])."""
+    def score(self, pages: Sequence[Shown], questions: Sequence[str], batch_size: int = 32) -> Scores:
+        """Ask every yes/no question about every page (RGB uint8 [height, width, 3]) or row of pages."""
         p_yes, says_yes = [], []
         for start in range(0, len(pages), batch_size):
             with autocast(self.precision):
                 chunk = pages[start : start + batch_size]
-                scored = score_answers(
-                    self.model, self.base.family, self._encoder, chunk, questions, self._tokenizer.pad_token_id
-                )
+                scored = score_answers(self.model, self.base.family, self._encoder, chunk, questions, self._pad)
             p_yes.append(scored[0])
             says_yes.append(scored[1])
         if not p_yes:
             return Scores(np.zeros((0, len(questions)), np.float32), np.zeros((0, len(questions)), bool))
         return Scores(np.concatenate(p_yes), np.concatenate(says_yes))
 
-    def answer(self, pages: Sequence[Page], question: str, max_new_tokens: int = 96, batch_size: int = 32) -> list[str]:
-        """The greedy answer to one question about each page, as the processor and `generate` give it."""
-        import torch
-        from PIL import Image
+    def answer(
+        self, pages: Sequence[Shown], question: str, max_new_tokens: int = 96, batch_size: int = 32
+    ) -> list[str]:
+        """The greedy answer to one question about each page; a row () asks it about no page at all.
 
-        processor = self.base.processor
-        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
-        prompt = processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+        Raises:
+            UserError: pages for a base that reads text alone, or rows that this base cannot take together.
+        """
+        asked = [(row, question) for row in rows_of(pages)]
+        return self._in_batches(asked, max_new_tokens, batch_size)
+
+    def answer_texts(self, prompts: Sequence[str], max_new_tokens: int = 96, batch_size: int = 32) -> list[str]:
+        """The greedy answer to each prompt, without a page, in batches padded on the left."""
+        return self._in_batches([((), prompt) for prompt in prompts], max_new_tokens, batch_size)
+
+    def answer_sample(self, pages: Shown, question: str, max_new_tokens: int = 96) -> str:
+        """The greedy answer to one question about what `pages` shows."""
+        (row,) = rows_of([pages])
+        return self._in_batches([(row, question)], max_new_tokens, 1)[0]
+
+    def _in_batches(
+        self, asked: Sequence[tuple[tuple[Page, ...], str]], max_new_tokens: int, batch_size: int
+    ) -> list[str]:
         answers: list[str] = []
-        for start in range(0, len(pages), batch_size):
-            images = [[Image.fromarray(self._fit(page))] for page in pages[start : start + batch_size]]
-            inputs = processor(
-                text=[prompt] * len(images), images=images, return_tensors="pt", add_special_tokens=False
-            )
-            with torch.inference_mode(), autocast(self.precision):
-                tokens = self.model.generate(
-                    **inputs,
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    pad_token_id=self._tokenizer.pad_token_id,
-                    eos_token_id=self._tokenizer.eos_token_id,
-                )
-            new = tokens[:, inputs["input_ids"].shape[1] :]
-            answers += [text.strip() for text in self._tokenizer.batch_decode(new, skip_special_tokens=True)]
+        for start in range(0, len(asked), batch_size):
+            answers += self._generate(asked[start : start + batch_size], max_new_tokens)
         return answers
 
-    def _fit(self, page: Page) -> Page:
-        size = self.base.processor.image_processor.size
-        return fit_page(page, size["width"], size["height"])
+    def _generate(self, asked: Sequence[tuple[tuple[Page, ...], str]], max_new_tokens: int) -> list[str]:
+        import torch
+
+        family = self.base.family
+        rows = [row for row, _ in asked]
+        prompts = [[*family.prefix_ids(len(row)), *self._encoder(question).question] for row, question in asked]
+        length = max(map(len, prompts))
+        ids = torch.full((len(prompts), length), self._pad, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for i, prompt in enumerate(prompts):  # padded on the left: every row goes on from the last column
+            ids[i, length - len(prompt) :] = torch.tensor(prompt)
+            mask[i, length - len(prompt) :] = 1
+        seen = family.page_inputs(rows, length)
+        if "cross_attention_mask" in seen:
+            for i, prompt in enumerate(prompts):  # made for rows that start in the first column
+                seen["cross_attention_mask"][i] = seen["cross_attention_mask"][i].roll(length - len(prompt), 0)
+                seen["cross_attention_mask"][i, : length - len(prompt)] = 0
+        inputs = on_device_of(self._inner, {"input_ids": ids, "attention_mask": mask, **seen})
+        with torch.inference_mode(), autocast(self.precision):
+            tokens = self.model.generate(
+                **inputs,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=self._pad,
+                eos_token_id=self._stops,
+            )
+        return [text.strip() for text in self._tokenizer.batch_decode(tokens[:, length:], skip_special_tokens=True)]
+
+    @property
+    def _inner(self) -> Any:
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model

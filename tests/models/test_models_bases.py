@@ -86,5 +86,5 @@ def test_a_hub_base_that_cannot_be_reached_is_told(monkeypatch, tmp_path):
 
 
 def test_names_of_shipped_bases():
-    assert shipped_bases() == ["ecg-llama-tiny", "ecg-tiny"]
+    assert shipped_bases() == ["ecg-llama-tiny", "ecg-smol", "ecg-tiny", "pulse-tiny", "smollm2-135m"]
     assert json.loads((SHIPPED / "ecg-tiny" / "manifest.json").read_text())["base"] == "ecg-tiny"

@@ -19,7 +19,7 @@ QUESTIONS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["ecg-tiny", "ecg-llama-tiny"])
+@pytest.fixture(scope="module", params=["ecg-tiny", "ecg-llama-tiny", "pulse-tiny"])
 def base(request):
     torch.set_num_threads(1)
     loaded = load_base(request.param)
@@ -63,7 +63,10 @@ def test_the_processor_and_plain_forward_give_the_same_answer(base, pages):
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTIONS[0]}]}
     prompt = processor.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
     inputs = processor(
-        text=[prompt], images=[[Image.fromarray(pages[0])]], return_tensors="pt", add_special_tokens=False
+        text=[prompt],
+        images=[[Image.fromarray(base.family.fit(pages[0]))]],
+        return_tensors="pt",
+        add_special_tokens=False,
     )
     with torch.inference_mode():
         logits = base.model(**inputs).logits[0, -1].float()
