@@ -56,7 +56,7 @@ def retrain(recipe: str | None = None, overrides: Sequence[str] = ()) -> report.
         done = preflight.nothing_to_do(params)
         if done is not None:
             return done
-        make()
+        make(params)
         registered = register(params)
         verdict = gate(params, registered.version)
     status = "registered" if registered.created else "nothing-to-do"
@@ -65,12 +65,13 @@ def retrain(recipe: str | None = None, overrides: Sequence[str] = ()) -> report.
     return answer
 
 
-def make() -> None:
+def make(params: Params) -> None:
     """Every stage in the order of dvc.yaml's graph, two at once where it allows."""
+    tracking = {"ECG_TRACKING_URI": params.registry.tracking_uri, "ECG_EXPERIMENT": params.registry.experiment}
     with no_orphans(), show.StageProgress() as progress:
 
         def start(name: str, *earlier: PrefectFuture[Outcome]) -> PrefectFuture[Outcome]:
-            return stage.submit(name, progress, wait_for=earlier, return_state=False)
+            return stage.submit(name, progress, tracking, wait_for=earlier, return_state=False)
 
         records = start("records")
         items = start("instruct", records)
@@ -83,7 +84,7 @@ def make() -> None:
 
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE)
-def stage(name: str, progress: show.StageProgress) -> Outcome:
+def stage(name: str, progress: show.StageProgress, tracking: dict[str, str]) -> Outcome:
     """One stage of dvc.yaml in a process of its own, its progress on the terminal and as an artifact."""
     artifact = cast(UUID, create_progress_artifact(0.0, key=f"stage-{name}", description=f"Stage {name}"))
     updated = time.monotonic()
@@ -96,7 +97,7 @@ def stage(name: str, progress: show.StageProgress) -> Outcome:
             update_progress_artifact(artifact, progress=100.0 * done / total)
 
     progress.start(name)
-    outcome = run_stage(name, on_progress)
+    outcome = run_stage(name, on_progress, tracking)
     update_progress_artifact(artifact, progress=100.0)
     progress.finish(name, outcome.outcome, outcome.seconds)
     return outcome

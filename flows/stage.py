@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,10 +49,10 @@ class Outcome:
     seconds: float
 
 
-def run_stage(name: str, on_progress: OnProgress) -> Outcome:
+def run_stage(name: str, on_progress: OnProgress, tracking: Mapping[str, str] | None = None) -> Outcome:
     """Bring stage `name` up to date (`dvc repro --single-item`), calling `on_progress` as it works.
 
-    Its whole output goes to logs/NAME.log.
+    Its whole output goes to logs/NAME.log. `tracking` is what a stage that shows itself in MLflow needs to know.
 
     Raises:
         StageFailed: the stage failed; what it had made before stays, so a rerun goes on from there.
@@ -61,7 +61,10 @@ def run_stage(name: str, on_progress: OnProgress) -> Outcome:
     LOGS.mkdir(exist_ok=True)
     lines: deque[str] = deque(maxlen=400)
     outcome = "made"
-    with (LOGS / f"{name}.log").open("w") as log, _child(_dvc("repro", "--single-item", name)) as process:
+    with (
+        (LOGS / f"{name}.log").open("w") as log,
+        _child(_dvc("repro", "--single-item", name), tracking or {}) as process,
+    ):
         assert process.stdout is not None
         for line in process.stdout:
             log.write(line)
@@ -112,10 +115,10 @@ _guard = threading.Lock()
 
 
 @contextmanager
-def _child(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+def _child(command: list[str], tracking: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         command,
-        env=environment(),
+        env={**environment(), **tracking},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -81,6 +81,7 @@ def register(params: Params, root: Path, *, git_rev: str, dvc_lock_md5: str, dat
             "base": str(manifest["base"]),
             "base_revision": str(manifest["revision"] or manifest["weights_sha256"]),
             "adapter_sha256": str(manifest["files"][WEIGHTS]),
+            "training_inputs": str(manifest.get("inputs_sha256", "")),
             "exam_sha256": _exam_sha256(root / "data/exams/manifest.json", params.gate.primary_exam),
         }
         run_id = _start_run(client, params, lineage)

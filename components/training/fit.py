@@ -26,6 +26,7 @@ from components.storage import fresh_folder, sources_sha256, write_text
 from components.training.batches import TrainingData
 from components.training.launch import check_launch, is_launched, run_launched
 from components.training.loader import Parts, Share
+from components.training.tracking import Tracking, count_flops, track
 from components.training.validation import Sample, Validation
 
 CHECKPOINTS = Path(os.environ.get("ECG_CHECKPOINTS", ".checkpoints"))
@@ -80,7 +81,13 @@ def fit_adapter(
 
     look = Look(task.validation.name, score)
     trainer = AdapterTrainer(model, parts, look, train, precision, checkpoints / inputs[:16], _blocks_of(model))
-    history = trainer.fit(_watcher(params, base, task, inputs, trainer, share))
+    watcher = _watcher(params, base, task, inputs, trainer, share)
+    try:
+        history = trainer.fit(watcher)
+    except BaseException:
+        if watcher is not None:
+            watcher.end(None, "KILLED")
+        raise
     facts = {
         "params": {name: to_dict(getattr(params, name)) for name in ("train", "model", "pages")},
         "precision": precision,
@@ -97,6 +104,8 @@ def fit_adapter(
     with fresh_folder(out) as fresh:
         manifest = save_adapter(model, base, fresh, facts, train.method, train.modules_in_full, tensors)
     write_text(history_file, _csv(history.rows))
+    if watcher is not None:
+        watcher.end(manifest, "FINISHED")
     return manifest
 
 
@@ -149,12 +158,10 @@ def _inputs(params: Params, base: Base, task: Task, precision: str) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _watcher(params: Params, base: Base, task: Task, inputs: str, trainer: Any, share: Share) -> Any:
+def _watcher(params: Params, base: Base, task: Task, inputs: str, trainer: Any, share: Share) -> Tracking | None:
     """MLflow, on the first process, where it was asked for."""
     if share.rank != 0 or not os.environ.get("ECG_TRACKING_URI"):
         return None
-    from components.training.tracking import count_flops, track
-
     whole = params.train.launch.kind in ("single", "ddp")  # sharded weights cannot be worked on by one process
     flops = share.parts * count_flops(trainer.one_part) if whole else 0.0
     facts = {**base.identity, "processes": share.processes, **{f"data.{k}": v for k, v in task.hashes.items()}}

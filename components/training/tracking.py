@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from components.params import TrainParams, to_dict
+from components.params import TrainParams, UserError, to_dict
 
 SECONDS_BETWEEN_WRITES = 10.0
 # Dense bf16 FLOP/s as the makers state them; the floor that MFU is a share of.
@@ -94,7 +94,9 @@ def track(
 
     client = MlflowClient(uri)
     found = client.get_experiment_by_name(experiment)
-    home = found.experiment_id if found else client.create_experiment(experiment)
+    if found is None:
+        raise UserError(f"ECG_EXPERIMENT: MLflow has no experiment '{experiment}'; `ecg retrain` makes it, or unset it")
+    home = found.experiment_id
     runs = client.search_runs([home], f"tags.training_inputs = '{inputs}' and attributes.status != 'FINISHED'")
     if runs:
         run = runs[0]
