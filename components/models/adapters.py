@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from components.models.bases import Base, verify_folder, write_manifest
-from components.params import LoraParams, TrainParams, UserError, nearest
+from components.params import LoraParams, QuantizationParams, TrainParams, UserError, nearest
 from components.storage import sha256
 
 WEIGHTS = "adapter_model.safetensors"
@@ -198,6 +198,16 @@ def verify_adapter(folder: Path) -> dict[str, Any]:
     if manifest.get("method") not in METHODS:
         raise UserError(f"{folder}: trained by method {manifest.get('method')!r}, expected one of {', '.join(METHODS)}")
     return manifest
+
+
+def quantization_of(folder: Path) -> QuantizationParams | None:
+    """How the base of the adapter in `folder` was quantised in training: it has to be read on the same.
+
+    Raises:
+        UserError: as `verify_adapter`.
+    """
+    found = verify_adapter(folder).get("quantization")
+    return None if found is None else QuantizationParams(**found)
 
 
 def load_adapter(base: Base, folder: Path) -> Any:

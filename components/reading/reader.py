@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.models.adapters import load_adapter
+from components.models.adapters import load_adapter, quantization_of
 from components.models.bases import Base, load_base
 from components.models.families import Page, Shown, rows_of
 from components.models.packing import BlockEncoder, on_device_of, score_answers
@@ -60,7 +60,7 @@ class Reader:
             UserError: unknown base, damaged adapter, or an adapter of another base.
         """
         set_threads(threads)
-        loaded = load_base(base, revision)
+        loaded = load_base(base, revision, None if adapter is None else quantization_of(adapter))
         model = loaded.model if adapter is None else load_adapter(loaded, adapter)
         return cls(loaded, model, resolve(precision))
 

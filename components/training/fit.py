@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.models.adapters import attach, save_adapter
+from components.models.adapters import LOW_RANK, attach, save_adapter
 from components.models.bases import Base, load_base
 from components.models.chat import BlockEncoder, check_chat, tokenizer_of
 from components.models.precision import hold_batchnorm, resolve, set_threads
@@ -67,7 +67,9 @@ def fit_adapter(
     check_launch(train.launch)
     set_threads(train.threads)
     precision = resolve(train.precision)
-    base = load_base(params.model.base, params.model.revision)
+    quantization = train.quantization if train.method == "qlora" else None
+    dtype = _weights_dtype(train.method, precision)
+    base = load_base(params.model.base, params.model.revision, quantization, dtype)
     check_chat(base.processor, base.family)
     task = open_task(base)
     inputs = _inputs(params, base, task, precision)
@@ -91,6 +93,7 @@ def fit_adapter(
     facts = {
         "params": {name: to_dict(getattr(params, name)) for name in ("train", "model", "pages")},
         "precision": precision,
+        "quantization": None if quantization is None else to_dict(quantization),
         "inputs_sha256": inputs,
         "data": task.hashes,
         "code_sha256": sources_sha256((*SOURCES, *task.sources)),
@@ -127,6 +130,13 @@ def command(module: str, train: Callable[[Params], dict[str, Any]]) -> int:
     if "adapter_sha256" in manifest:
         print(json.dumps({key: manifest[key] for key in ("adapter_sha256", "chosen_step", "trainable_parameters")}))
     return 0
+
+
+def _weights_dtype(method: str, precision: str) -> str:
+    """Frozen weights on a GPU lie there as they are multiplied; trained ones and a CPU's stay whole."""
+    import torch
+
+    return "bfloat16" if precision == "bf16" and torch.cuda.is_available() and method in LOW_RANK else "float32"
 
 
 def _prepared(model: Any, gradient_checkpointing: bool) -> Any:

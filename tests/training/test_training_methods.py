@@ -8,7 +8,7 @@ import torch
 from workplace import replace, small_params
 
 from components.instruct.build import build_items
-from components.models.adapters import attach, load_adapter, partial_parameters, trained_parameters, verify_adapter
+from components.models.adapters import attach, partial_parameters, trained_parameters, verify_adapter
 from components.models.bases import load_base
 from components.params import UserError
 from components.reading.reader import Reader
@@ -29,6 +29,7 @@ METHODS = {
     "lora": {},
     "dora": {"lora": replace(small_params().train.lora, dora=True, rslora=True, targets=("linear",), exclude=())},
     "projector": {"modules_in_full": ("multi_modal_projector",)},
+    "qlora": {"method": "qlora", "lora": replace(small_params().train.lora, targets=("linear",), exclude=())},
     "partial": {"method": "partial"},
     "full": {"method": "full", "frozen": ("vision_tower",)},
 }
@@ -42,10 +43,11 @@ def test_what_is_trained_is_stored_and_comes_back(case, records, items, tmp_path
     assert verify_adapter(folder) == manifest
     assert manifest["method"] == params.train.method
     assert manifest["trainable_parameters"] == sum(manifest["parameters_by_module"].values())
-    model = load_adapter(load_base("ecg-tiny"), folder)
-    adapted = Reader(load_base("ecg-tiny"), model).score(PAGES, QUESTIONS).p_yes
+    adapted = Reader.load("ecg-tiny", folder, precision="fp32").score(PAGES, QUESTIONS).p_yes
     base = Reader.load("ecg-tiny", precision="fp32").score(PAGES, QUESTIONS).p_yes
     assert np.abs(adapted - base).max() > 1e-4
+    if case == "qlora":
+        assert manifest["quantization"] == {"kind": "nf4", "double": True}
     if case == "projector":
         assert any("multi_modal_projector" in name for name in manifest["modules_in_full"])
     if case == "full":
