@@ -132,8 +132,7 @@ class MllamaFamily:
         """`pixel_values` [rows, images, tiles, 3, side, side], `aspect_ratio_ids`, `aspect_ratio_mask`, and
         `cross_attention_mask` [rows, tokens, images, tiles]: every token from an image on sees that image's tiles.
 
-        Raises:
-            UserError: rows with pages beside rows without: the model's cross-attention has no way to see nothing.
+        A row with fewer images than another, or none, is filled up as the processor does it, and sees none of that.
         """
         import torch
         from transformers.models.mllama.processing_mllama import (
@@ -142,12 +141,18 @@ class MllamaFamily:
         )
 
         rows = rows_of(pages)
-        if not any(rows):
+        seeing = [i for i, row in enumerate(rows) if row]
+        if not seeing:
             return {}
-        if not all(rows):
-            raise UserError("Mllama: rows with pages and rows of text alone stand in one batch; put them in two")
-        inputs = dict(self._images([[self.fit(page) for page in row] for row in rows], return_tensors="pt"))
-        tiles = inputs.pop("num_tiles")
+        made = dict(self._images([[self.fit(page) for page in rows[i]] for i in seeing], return_tensors="pt"))
+        tiles: list[list[int]] = [[] for _ in rows]
+        for i, counts in zip(seeing, made.pop("num_tiles"), strict=True):
+            tiles[i] = list(counts)
+        inputs = {}
+        for name, tensor in made.items():
+            inputs[name] = tensor.new_zeros((len(rows), *tensor.shape[1:]))
+            inputs[name][seeing] = tensor
+        inputs["aspect_ratio_mask"][..., 0] = 1  # the processor's filling: no image is without a tile
         spans = []
         for row in rows:
             prefix = self.prefix_ids(len(row))
@@ -193,12 +198,36 @@ TEXT_ONLY = ("llama",)
 
 
 def family_of(model: Any, processor: Any) -> Family:
-    """The family by the model's `config.model_type`.
+    """The family by the model's `config.model_type`; a Mllama is made blind to what its mask hides.
 
     Raises:
         UserError: a model type that no family covers.
     """
-    return family_for(model.config.model_type, processor)
+    family = family_for(model.config.model_type, processor)
+    if isinstance(family, MllamaFamily):
+        see_nothing_where_masked(model)
+    return family
+
+
+def see_nothing_where_masked(model: Any) -> None:
+    """Let a Mllama's token that may see no image get nothing from cross-attention.
+
+    transformers 5 clears the mask of such a token and so lets it see every tile alike, also those that only fill the
+    batch: the tokens before an image would depend on it, and a row's answers on the other rows. Meta's own code
+    multiplies the attention's output by the same row mask (meta-llama/llama-models, multimodal/model.py).
+    """
+
+    def pass_on(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args, {**kwargs, "rows_that_see": kwargs.get("full_text_row_masked_out_mask")}
+
+    def silence(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        rows = kwargs.get("rows_that_see")
+        return output if rows is None else (output[0] * rows[:, 0].to(output[0].dtype), *output[1:])
+
+    for module in model.modules():
+        if hasattr(module, "cross_attn") and hasattr(module, "cross_attn_attn_gate"):
+            module.register_forward_pre_hook(pass_on, with_kwargs=True)
+            module.cross_attn.register_forward_hook(silence, with_kwargs=True)
 
 
 def family_for(kind: str, processor: Any) -> Family:
