@@ -301,6 +301,9 @@ def _load(
     except (OSError, ValueError) as error:
         raise UserError(_told(error, source, revision)) from error
     model.eval()
+    tokenizer = tokenizer_of(processor)
+    if tokenizer.pad_token_id is None:  # Llama has none; what fills a row is masked and counts nowhere
+        tokenizer.pad_token = tokenizer.eos_token
     return Base(model, processor, family_of(model, processor), identity)
 
 

@@ -40,8 +40,6 @@ class Reader:
         self._tokenizer = base.tokenizer
         self._encoder = BlockEncoder(base.processor)
         self._pad = self._tokenizer.pad_token_id
-        if self._pad is None:  # Llama has none; what stands under the mask does not matter
-            self._pad = self._tokenizer.eos_token_id
         stop = base.family.chat.stop_id
         self._stops = sorted({stop, self._tokenizer.eos_token_id} - {None})
 
