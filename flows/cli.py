@@ -226,6 +226,36 @@ def list_recipes(
 
 
 @app.command()
+def ablate(
+    method: Annotated[str, typer.Option(metavar="NAME,…", help="Of lora, qlora, partial, full.")] = "lora",
+    rank: Annotated[str | None, typer.Option(metavar="N,…", help="Ranks, for lora and qlora.")] = None,
+    seed: Annotated[str | None, typer.Option(metavar="N,…", help="Seeds; default: the recipe's.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of train.* for all of them; may be repeated."),
+    ] = None,
+    exam: Annotated[str | None, typer.Option(metavar="NAME", help="Exam compared; default: the gate's.")] = None,
+    metric: Annotated[str | None, typer.Option(metavar="NAME", help="Metric compared; default: the gate's.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare methods, ranks and seeds, one DVC experiment each; a second call goes on where the first ended."""
+
+    def work() -> Document:
+        from flows.ablate import ablate as run
+
+        ranks, seeds = _numbers("--rank", rank), _numbers("--seed", seed)
+        return run([one for one in method.split(",") if one], ranks or [], seeds, overrides or [], exam, metric)
+
+    def tell(answer: Document) -> None:
+        from flows import show
+
+        show.ablation(answer)
+
+    if _answer(as_json, work, tell)["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def interpret(
     page: Annotated[Path, typer.Argument(metavar="PAGE", help="A picture of an ECG page (PNG, JPEG …).")],
     version: Annotated[
@@ -312,6 +342,16 @@ def _decision(version: int, by: str, note: str | None, as_json: bool, verb: str,
         print(f"{answer['model']} version {answer['version']}: {outcome}")
 
     _answer(as_json, work, tell)
+
+
+def _numbers(option: str, text: str | None) -> list[int] | None:
+    """4,8,16 as numbers."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option}: found '{text}', expected whole numbers with commas between, as 4,8,16") from None
 
 
 def _answer(as_json: bool, work: Callable[[], Document], tell: Callable[[Document], None]) -> Document:

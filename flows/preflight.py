@@ -21,18 +21,28 @@ def check(params: Params) -> None:
     """
     from components.registry.store import connect
 
+    check_inputs(params)
+    connect(params.registry)
+
+
+def check_inputs(params: Params) -> None:
+    """What of `check` concerns the stages alone.
+
+    Raises:
+        UserError: the first that a stage would fail on.
+    """
     _check_source(params)
     _check_base(params)
     _check_disk(Path.cwd())
-    connect(params.registry)
 
 
 def nothing_to_do(params: Params) -> Document | None:
     """The report on the version that today's inputs have led to already; None when there is work.
 
-    DVC is asked first: no stage has changed. Then MLflow: what dvc.lock describes is registered and gated.
+    DVC is asked first: no stage has changed. Then MLflow: what dvc.lock describes is registered, and gated
+    by today's rules.
     """
-    from components.registry.gate import standing_verdict
+    from components.registry.gate import is_current, standing_verdict
     from components.registry.store import connect
     from components.registry.versions import find_registered
 
@@ -41,7 +51,7 @@ def nothing_to_do(params: Params) -> Document | None:
     client = connect(params.registry)
     version = find_registered(client, params.registry.model, lock_md5())
     verdict = None if version is None else standing_verdict(client, version)
-    if version is None or verdict is None:
+    if version is None or verdict is None or not is_current(verdict, version, params.gate):
         return None
     return summarize("nothing-to-do", params, version.number, verdict)
 

@@ -106,6 +106,34 @@ def recipes(answer: Document) -> None:
     )
 
 
+def ablation(answer: Document) -> None:
+    """`ecg ablate`."""
+    table(
+        f"{METRICS.get(answer['metric'], answer['metric'])} of exam '{answer['exam']}'",
+        ["method", "rank", "seed", "parameters", "minutes", "value", "adapter − base", "n", "experiment"],
+        [
+            (
+                one["method"],
+                one["rank"],
+                one["seed"],
+                f"{one['parameters']:,}",
+                None if one["minutes"] is None else f"{one['minutes']:.1f}",
+                figure(one["value"]),
+                figure(one["difference"]),
+                one["value"]["n"],
+                one["experiment"],
+            )
+            for one in answer["trials"]
+        ],
+    )
+    for one in answer["failed"]:
+        say(f"{one['experiment']} failed: {one['reason']}")
+    if answer["failed"]:
+        say("Run the same command again: what is finished is kept.")
+    say(f"Written: {', '.join(answer['files'])}. Each in full: python -m dvc exp show")
+    say("Not a medical device.")
+
+
 def interpretation(answer: Document) -> None:
     """`ecg interpret`."""
     from components.records.statements import SUPERCLASS_DESCRIPTIONS

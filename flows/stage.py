@@ -63,7 +63,7 @@ def run_stage(name: str, on_progress: OnProgress, tracking: Mapping[str, str] | 
     outcome = "made"
     with (
         (LOGS / f"{name}.log").open("w") as log,
-        _child(_dvc("repro", "--single-item", name), tracking or {}) as process,
+        child(dvc("repro", "--single-item", name), tracking or {}) as process,
     ):
         assert process.stdout is not None
         for line in process.stdout:
@@ -77,7 +77,7 @@ def run_stage(name: str, on_progress: OnProgress, tracking: Mapping[str, str] | 
             elif "didn't change, skipping" in line:
                 outcome = "unchanged"
     if process.returncode != 0:
-        raise _failure(name, process.returncode, list(lines))
+        raise failure(name, process.returncode, list(lines), LOGS / f"{name}.log")
     return Outcome(name, outcome, time.monotonic() - started)
 
 
@@ -87,7 +87,7 @@ def changed_stages() -> list[str]:
     Raises:
         UserError: dvc.yaml or params.yaml is no valid pipeline.
     """
-    found = subprocess.run(_dvc("status", "--json", "dvc.yaml"), env=environment(), capture_output=True, text=True)
+    found = subprocess.run(dvc("status", "--json", "dvc.yaml"), env=environment(), capture_output=True, text=True)
     if found.returncode != 0:
         raise UserError(f"dvc.yaml: DVC cannot read the pipeline: {found.stderr.strip()}")
     return sorted(json.loads(found.stdout))
@@ -115,10 +115,14 @@ _guard = threading.Lock()
 
 
 @contextmanager
-def _child(command: list[str], tracking: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+def child(
+    command: list[str], settings: Mapping[str, str], folder: Path | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """A command with the environment of a stage and `settings`, its output as text lines; `no_orphans` ends it."""
     process = subprocess.Popen(
         command,
-        env={**environment(), **tracking},
+        cwd=folder,
+        env={**environment(), **settings},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -136,15 +140,16 @@ def _child(command: list[str], tracking: Mapping[str, str]) -> Iterator[subproce
             _running.discard(process)
 
 
-def _dvc(*arguments: str) -> list[str]:
+def dvc(*arguments: str) -> list[str]:
+    """DVC's command line in this interpreter."""
     return [sys.executable, "-m", "dvc", *arguments]
 
 
-def _failure(stage: str, code: int, lines: list[str]) -> StageFailed:
+def failure(stage: str, code: int, lines: list[str], log: Path) -> StageFailed:
     """The user's error when the stage raised one, else how it ended and its last lines without progress."""
     text = "\n".join(line for line in lines if not PLAIN_LINE.match(line))
     if found := _USER_ERROR.search(text):
         return StageFailed(stage, found[1].strip(), users_error=True)
     end = f"was ended by signal {-code}" if code < 0 else "failed"
     tail = "\n".join(re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()[-TAIL_LINES:])
-    return StageFailed(stage, f"{end}; its last lines (all of them: {LOGS}/{stage}.log):\n{tail}", False)
+    return StageFailed(stage, f"{end}; its last lines (all of them: {log}):\n{tail}", False)

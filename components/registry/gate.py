@@ -8,6 +8,7 @@ to the same items, resampled together.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from components.models.adapters import verify_adapter
-from components.params import EvaluateParams, GateParams, Params, ThresholdRule, UserError
+from components.params import EvaluateParams, GateParams, Params, ThresholdRule, UserError, to_dict
 from components.registry.champion import mirror
 from components.registry.describe import describe
 from components.registry.files import (
@@ -68,12 +69,14 @@ class RuleVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """All rules together. `champion` is the version compared with, None where there was none."""
+    """All rules together. `champion` is the version compared with, None where there was none; `rules_sha256` names
+    the `gate` section it was judged by."""
 
     passed: bool
     reason: str
     rules: tuple[RuleVerdict, ...]
     champion: int | None
+    rules_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ def gate_version(params: Params, number: int, root: Path = Path()) -> Verdict:
     """Run the gate on a registered version and write the verdict on it.
 
     Passed: `approval = pending`, alias `challenger`, stage Staging. Failed: neither. A version that was
-    compared with the champion of today keeps its verdict.
+    judged by today's rules, against the champion of today, keeps its verdict.
 
     Args:
         params: the recipe in force; `gate` and `evaluate` are used.
@@ -111,7 +114,7 @@ def judge(client: MlflowClient, params: Params, version: Version, root: Path) ->
     number = read_aliases(client, version.model).get(CHAMPION)
     standing = standing_verdict(client, version)
     compared = version.promoted_at is not None or version.gate_champion == str(number or NO_VERSION)
-    if standing is not None and compared:
+    if standing is not None and compared and is_current(standing, version, params.gate):
         return standing
     metrics = read_artifact_json(client, version.run_id, "metrics.json")
     predictions = read_artifact_table(client, version.run_id, "predictions.parquet")
@@ -144,7 +147,8 @@ def gate(
     failed = [rule.sentence for rule in found if not rule.passed]
     against = f"champion {champion.version}" if champion else "no champion yet: thresholds and base alone"
     reason = " ".join(failed) if failed else f"All {len(found)} rules hold ({against})."
-    return Verdict(not failed, reason, tuple(found), champion.version if champion else None)
+    number = champion.version if champion else None
+    return Verdict(not failed, reason, tuple(found), number, _rules_sha256(rules))
 
 
 def standing_verdict(client: MlflowClient, version: Version) -> Verdict | None:
@@ -162,7 +166,18 @@ def standing_verdict(client: MlflowClient, version: Version) -> Verdict | None:
         RuleVerdict(**{**rule, "interval": tuple(rule["interval"]) if rule["interval"] else None})
         for rule in tree["rules"]
     )
-    return Verdict(tree["passed"], tree["reason"], rules, tree["champion"])
+    return Verdict(tree["passed"], tree["reason"], rules, tree["champion"], tree.get("rules_sha256", ""))
+
+
+def is_current(verdict: Verdict, version: Version, rules: GateParams) -> bool:
+    """Whether `verdict` was reached by these rules; what has been promoted is not judged again."""
+    return version.promoted_at is not None or verdict.rules_sha256 == _rules_sha256(rules)
+
+
+def _rules_sha256(rules: GateParams) -> str:
+    """Hash of what decides a verdict: who may approve does not."""
+    tree = {key: value for key, value in to_dict(rules).items() if key != "approvers"}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def _threshold(rules: GateParams, rule: ThresholdRule, metrics: Mapping[str, Any]) -> RuleVerdict:

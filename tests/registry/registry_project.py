@@ -91,7 +91,8 @@ def write_adapter(folder: Path, seed: int) -> None:
     weights = np.random.default_rng(seed).normal(size=(4, 8)).astype(np.float32)
     save_file({"base_model.model.layer.lora_A.weight": weights}, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 4}))
-    write_manifest(folder, {"base": "ecg-tiny", "revision": None, "weights_sha256": "0" * 64})
+    facts = {"base": "ecg-tiny", "revision": None, "weights_sha256": "0" * 64, "method": "lora"}
+    write_manifest(folder, facts)
 
 
 def write_project(root: Path, params: Params, skill: float, seed: int = 0, exam_seed: int = 0, note: str = "") -> Path:

@@ -186,6 +186,15 @@ def test_the_same_gate_again_changes_nothing(params: Params, registered: Registe
     assert aliases_of(params) == {}
 
 
+def test_changed_rules_judge_a_pending_version_again(params: Params, registered: Register) -> None:
+    number = registered(GOOD).version
+    assert gate_version(params, number).passed
+    stricter = dataclasses.replace(params, gate=dataclasses.replace(params.gate, beat_base_by=0.9))
+    assert not gate_version(stricter, number).passed
+    version = version_of(params, number)
+    assert (version.gate, version.aliases) == ("failed", ())
+
+
 def test_what_was_approved_before_the_gate_is_not_approved(params: Params, registered: Register) -> None:
     number = registered(GOOD).version
     tag(params, number, approval="approved", approved_by="Mallory", gate="passed", gate_champion="none")
