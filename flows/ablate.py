@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +120,7 @@ def ablate(
     exam, metric = exam or params.gate.primary_exam, metric or params.gate.primary_metric
     _check_measure(exam, metric)
     preflight.check_inputs(params)
-    with alone():
+    with alone(), _ended_by_terminate():
         code, shared = _stages()
         beside = [params.records.source_dir, params.model.base, "models/hub"]
         place = replica.make_replica(code, beside)
@@ -146,7 +148,8 @@ def _run_all(
 ) -> tuple[dict[str, str], dict[str, StageFailed]]:
     """Commits of what is finished now, and why the rest is not, by name."""
     commits, failures = {}, {}
-    known = replica.finished()
+    home = {name: place.bring_home(name) for name in place.away()}
+    known = replica.finished() | home
     for number, one in enumerate(experiments, 1):
         head = f"{number}/{len(experiments)} {one.name}"
         if one.name in known:
@@ -166,7 +169,6 @@ def _run_all(
 
 def _run(one: Experiment, place: replica.Replica) -> str:
     """Run one experiment in the replica and bring it home; returns its commit."""
-    place.forget(one.name)
     place.put_back(one.params_text)
     folder = LOGS / "ablation"
     folder.mkdir(parents=True, exist_ok=True)
@@ -193,6 +195,20 @@ def _run(one: Experiment, place: replica.Replica) -> str:
         failed = failure(clock.stage or "dvc exp run", process.returncode, list(lines), log_file)
         raise StageFailed(failed.stage, f"of experiment {one.name}: {failed.reason}", failed.users_error)
     return place.bring_home(one.name)
+
+
+@contextmanager
+def _ended_by_terminate() -> Iterator[None]:
+    """SIGTERM ends the block as ^C does: else DVC, in a session of its own, would go on alone."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Clock:
@@ -325,7 +341,5 @@ def _source_lines(folder: Path) -> Iterator[str]:
 
 
 def _document(trial: Trial) -> Mapping[str, Any]:
-    from dataclasses import asdict
-
     document: Document = plain(asdict(trial))
     return document

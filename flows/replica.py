@@ -45,16 +45,15 @@ class Replica:
             _link(Path(name), self.folder / name)
         write_text(self.folder / "params.yaml", params_text)
 
-    def forget(self, name: str) -> None:
-        """Drop an experiment of this name that never came home."""
-        for ref in refs(self.folder):
-            if _name(ref) == name:
-                git("update-ref", "-d", ref, folder=self.folder)
+    def away(self) -> list[str]:
+        """Names of the experiments that finished here and were not brought home: the run was ended between."""
+        return [_name(ref) for ref in refs(self.folder)]
 
     def bring_home(self, name: str) -> str:
-        """Take the finished experiment over into the project's git; returns its commit."""
+        """Take a finished experiment over into the project's git; returns its commit."""
         ref = next(ref for ref in refs(self.folder) if _name(ref) == name)
         git("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", str(self.folder), f"+{ref}:{ref}")
+        git("update-ref", "-d", ref, folder=self.folder)
         return git("rev-parse", ref)
 
     def blobs(self, paths: Iterable[str]) -> str:

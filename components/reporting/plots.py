@@ -30,7 +30,7 @@ def plot_roc(predictions: pd.DataFrame, path: Path, exam: str = "super") -> None
     labels = list(test["label"].unique())
     columns = min(3, len(labels))
     rows = -(-len(labels) // columns)
-    figure, panels = _figure(3.2 * columns, 3.3 * rows, rows, columns)
+    figure, panels = new_figure(3.2 * columns, 3.3 * rows, rows, columns)
     for panel, label in zip(panels, labels, strict=False):
         panel.plot([0, 1], [0, 1], color="#c8c8c8", linewidth=0.8, linestyle=(0, (4, 3)))
         for subject, (name, colour) in SUBJECTS.items():
@@ -47,7 +47,7 @@ def plot_roc(predictions: pd.DataFrame, path: Path, exam: str = "super") -> None
         )
         if panel.get_legend_handles_labels()[0]:
             panel.legend(loc="lower right", fontsize=8, frameon=False, title="AUC", title_fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_class_auc(scores: Mapping[str, Any], path: Path) -> None:
@@ -57,7 +57,7 @@ def plot_class_auc(scores: Mapping[str, Any], path: Path) -> None:
     """
     order = scores.get("adapter", next(iter(scores.values())))["per_class"]
     labels = sorted(order, key=lambda label: order[label]["auc"]["value"] or 0.0)
-    figure, (panel,) = _figure(7.0, 1.3 + 0.42 * len(labels), 1, 1)
+    figure, (panel,) = new_figure(7.0, 1.3 + 0.42 * len(labels), 1, 1)
     panel.axvline(0.5, color="#c8c8c8", linewidth=0.8)
     shown = [subject for subject in SUBJECTS if subject in scores]
     for place, subject in enumerate(shown):
@@ -79,12 +79,12 @@ def plot_class_auc(scores: Mapping[str, Any], path: Path) -> None:
     panel.grid(axis="x", color="#ececec", linewidth=0.8)
     panel.set_axisbelow(True)
     panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(shown), fontsize=9, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_training(history: pd.DataFrame, path: Path) -> None:
     """Loss, learning rate and validation AUC by step; `history` has the columns of `reports/training.csv`."""
-    figure, (loss, auc) = _figure(9.0, 3.2, 1, 2)
+    figure, (loss, auc) = new_figure(9.0, 3.2, 1, 2)
     loss.plot(history["step"], history["loss"], color="#c9d9e6", linewidth=0.8)
     smooth = history["loss"].rolling(SMOOTHED_STEPS, min_periods=1).mean()
     loss.plot(history["step"], smooth, color="#0072b2", linewidth=1.6)
@@ -103,11 +103,11 @@ def plot_training(history: pd.DataFrame, path: Path) -> None:
         auc.set_title(f"kept: step {best['step']:.0f}, {best['validation_auc']:.3f}", fontsize=9, color="#d55e00")
     auc.set(xlabel="step", ylabel="validation macro AUC")
     auc.set_xlim(loss.get_xlim())
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Figure, list[Axes]]:
-    """A figure with its panels row by row; those beyond need are hidden by whoever uses fewer."""
+def new_figure(width: float, height: float, rows: int, columns: int) -> tuple[Figure, list[Axes]]:
+    """A figure of `width` x `height` inches with its panels row by row; `save_figure` hides those left empty."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -120,7 +120,8 @@ def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Figur
     return figure, panels
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG that is the same for the same data."""
     for panel in figure.axes:
         if not panel.has_data():
             panel.set_axis_off()
