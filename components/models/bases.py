@@ -15,6 +15,7 @@ from typing import Any
 from components.models.chat import tokenizer_of
 from components.models.families import TEXT_ONLY, Family, check_kind, family_of
 from components.models.folders import MANIFEST, verify_folder, write_manifest
+from components.models.s3 import fetch, is_s3
 from components.params import QuantizationParams, UserError, nearest
 from components.storage import sha256
 
@@ -64,8 +65,9 @@ def load_base(
     """Load `base` in evaluation mode: on the CPU, or with `quantization` on the GPU where there is one.
 
     Args:
-        base: a name in `components/models/bases`, one of `BUILT`, a folder, or a hub id `owner/name`.
-        revision: full commit of a hub base; null for the others.
+        base: a name in `components/models/bases`, one of `BUILT`, a folder, a hub id `owner/name`, or
+            `s3://bucket/prefix`.
+        revision: full commit of a hub base, SHA-256 of the manifest of one in S3; null for the others.
         quantization: put the language model's linear layers into 4 bits (bitsandbytes, arXiv 2305.14314); never its
             head, its embeddings, or anything that sees.
         dtype: torch's name of the number format of the weights.
@@ -74,6 +76,10 @@ def load_base(
         UserError: unknown base, a changed file of a shipped base, a hub base without a pinned commit or without
             safetensors, or one that cannot be reached or read.
     """
+    if is_s3(base):
+        fetched = fetch(base, revision)
+        named = {"base": base, "revision": revision, "weights_sha256": _weights_sha256(fetched)}
+        return _load(str(fetched), None, named, quantization, dtype)
     folder = None if base in BUILT else find_folder(base)
     if revision is not None and (base in BUILT or folder is not None):
         raise UserError(
@@ -116,6 +122,8 @@ def find_folder(base: str) -> Path | None:
     if (SHIPPED / base / MANIFEST).is_file():
         verify_folder(SHIPPED / base)
         return SHIPPED / base
+    if is_s3(base):
+        return None
     if Path(base).is_dir():
         if not (Path(base) / "config.json").is_file():
             raise UserError(f"model.base: folder '{base}' has no config.json; expected a model saved by transformers")
