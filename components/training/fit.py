@@ -116,8 +116,10 @@ def command(module: str, train: Callable[[Params], dict[str, Any]]) -> int:
     """Run a training stage as params.yaml says, in this process or in those torchrun starts; its exit status."""
     params = load_params()
     check_launch(params.train.launch)
-    if params.train.launch.kind != "single" and not is_launched():
-        return run_launched(params.train.launch, module)
+    if not is_launched():
+        _stop_if_it_cannot_fit(params)
+        if params.train.launch.kind != "single":
+            return run_launched(params.train.launch, module)
     if int(os.environ.get("RANK", 0)):
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (one process speaks)
     from components.training.trainer import Stopped
@@ -130,6 +132,20 @@ def command(module: str, train: Callable[[Params], dict[str, Any]]) -> int:
     if "adapter_sha256" in manifest:
         print(json.dumps({key: manifest[key] for key in ("adapter_sha256", "chosen_step", "trainable_parameters")}))
     return 0
+
+
+def _stop_if_it_cannot_fit(params: Params) -> None:
+    """Print what the run will need, before anything is loaded.
+
+    Raises:
+        UserError: more than there is; says what to change.
+    """
+    from components.models.memory import estimate, rows, stop_if_too_large
+
+    expected = estimate(params)
+    for name, amount, note in rows(expected):
+        print(f"{name:<14} {amount:>10}  {note}")
+    stop_if_too_large(expected)
 
 
 def _weights_dtype(method: str, precision: str) -> str:
