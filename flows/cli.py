@@ -256,6 +256,31 @@ def ablate(
 
 
 @app.command()
+def export(
+    which: Annotated[str, typer.Argument(metavar="VERSION|FOLDER", help="A version's number, or an adapter's folder.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the merged model goes.")],
+    dtype: Annotated[str, typer.Option(metavar="NAME", help="float32, bfloat16 or float16.")] = "float32",
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Merge an adapter into its base: a Hugging Face folder that transformers loads without this project."""
+    folder, target = Path(which).absolute(), out.absolute()  # seen from where the user stands
+
+    def work() -> Document:
+        from components.params import load_params
+        from flows.export import export as run
+
+        return run(load_params(), which, folder, target, dtype, force)
+
+    def tell(answer: Document) -> None:
+        from flows import show
+
+        show.exported(answer)
+
+    _answer(as_json, work, tell)
+
+
+@app.command()
 def interpret(
     page: Annotated[Path, typer.Argument(metavar="PAGE", help="A picture of an ECG page (PNG, JPEG …).")],
     version: Annotated[

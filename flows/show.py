@@ -134,6 +134,22 @@ def ablation(answer: Document) -> None:
     say("Not a medical device.")
 
 
+def exported(answer: Document) -> None:
+    """`ecg export`."""
+    probe = answer["probe"]
+    rows = [
+        ("adapter", f"{answer['exported']}, {answer['method']}, {answer['adapter_sha256'][:16]}"),
+        ("base", answer["base"]["base"]),
+        ("merged into", answer["merged_into"]),
+        ("size", f"{answer['bytes'] / 1e6:,.1f} MB, {answer['dtype']}"),
+        ("P(yes), merged − beside the base", f"at most {probe['p_yes_max_difference']:.1e} on the probe page"),
+    ]
+    if (four_bit := probe.get("p_yes_max_difference_to_4_bit")) is not None:
+        rows.append(("P(yes), merged − on the 4-bit base", f"at most {four_bit:.1e} on the probe page"))
+    table(f"Exported to {answer['out']}", ["", ""], rows)
+    say("Not a medical device.")
+
+
 def interpretation(answer: Document) -> None:
     """`ecg interpret`."""
     from components.records.statements import SUPERCLASS_DESCRIPTIONS

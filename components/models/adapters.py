@@ -210,6 +210,18 @@ def quantization_of(folder: Path) -> QuantizationParams | None:
     return None if found is None else QuantizationParams(**found)
 
 
+def check_base(base: Base, manifest: dict[str, Any], folder: Path) -> None:
+    """Raises:
+    UserError: the adapter of `folder`, with this manifest, was trained on another base.
+    """
+    for key in ("base", "revision", "weights_sha256"):
+        if manifest.get(key) != base.identity[key]:
+            raise UserError(
+                f"{folder}: trained on {key} {manifest.get(key)!r}, but the base loaded has {base.identity[key]!r}; "
+                "load the adapter with the base it was trained on"
+            )
+
+
 def load_adapter(base: Base, folder: Path) -> Any:
     """The base with the adapter of `folder` on top, in evaluation mode; the folder is verified first.
 
@@ -217,12 +229,7 @@ def load_adapter(base: Base, folder: Path) -> Any:
         UserError: as `verify_adapter`, or the adapter was trained on another base.
     """
     manifest = verify_adapter(folder)
-    for key in ("base", "revision", "weights_sha256"):
-        if manifest.get(key) != base.identity[key]:
-            raise UserError(
-                f"{folder}: trained on {key} {manifest.get(key)!r}, but the base loaded has {base.identity[key]!r}; "
-                "load the adapter with the base it was trained on"
-            )
+    check_base(base, manifest, folder)
     if manifest["method"] in LOW_RANK:
         from peft import PeftModel
 
