@@ -281,6 +281,35 @@ def export(
 
 
 @app.command()
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", metavar="NAME", help="This recipe; default: the one in force.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="With this key changed; may be repeated.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="Plan for this accelerator, as H100; default: here.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a recipe's base, method, memory and disk in seconds, without weights; exit with 2 if there is to mend."""
+
+    def work() -> Document:
+        from flows.doctor import examine
+
+        return examine(recipe, overrides or [], device)
+
+    def tell(answer: Document) -> None:
+        from flows import doctor
+
+        doctor.tell(answer)
+
+    if not _answer(as_json, work, tell)["fine"]:
+        raise typer.Exit(2)
+
+
+@app.command()
 def interpret(
     page: Annotated[Path, typer.Argument(metavar="PAGE", help="A picture of an ECG page (PNG, JPEG …).")],
     version: Annotated[

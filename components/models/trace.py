@@ -20,9 +20,10 @@ from typing import Any
 from components.params import TrainParams, UserError
 
 PHASES = ("vision", "forward", "backward")
+HEAP_LIMIT = 32 * 1024**2  # bytes: the C library keeps smaller blocks on its heap, larger ones go back when freed
 EXACT_BLOCKS = 12  # stacks up to this deep are walked whole
 MLLAMA_PERIOD = 5  # every fifth block attends to the page
-MLLAMA_TAPS = 6  # local vision blocks needed for the five outputs that are tapped
+MLLAMA_TOWER = 7  # vision blocks needed for the five outputs that are tapped: one of them global
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +53,26 @@ class Traced:
         return Traced(add(self.kept, other.kept), add(self.peak, other.peak), self.flops + times * other.flops)
 
 
-def trace_step(config: Any, train: TrainParams, part: Part, precision: str, gradients: bool = True) -> Traced:
+def trace_step(
+    config: Any, train: TrainParams, part: Part, precision: str, gradients: bool = True, heap: float = 1.0
+) -> Traced:
     """Trace forward and backward (`gradients=False`: a look, forward alone) of `part` through the base of `config`.
 
     Args:
+        heap: how much room a block on the C library's heap takes, over its size.
         precision: `fp32`: weights and arithmetic in float32; `amp`: the same weights, arithmetic in bfloat16 by
             autocast; `bf16`: frozen weights in bfloat16 too; `half`: all weights in bfloat16, as DeepSpeed has them.
     """
 
     def at(text: int, vision: int) -> Traced:
-        return _trace(_shrunk(config, text, vision), train, part, precision, gradients)
+        return _trace(_shrunk(config, text, vision), train, part, precision, gradients, heap)
 
     text, vision = depths(config)
     few = _few_text(config, train, text)
     few_vision = _few_vision(config, vision)
     first = at(few[0], few_vision[0])
+    if not gradients:  # a block leaves nothing behind: the peak is that of any depth
+        return first
     result = first
     if few[1] > few[0]:
         a_block = at(few[1], few_vision[0]).plus(first, -1.0)
@@ -81,6 +87,8 @@ def depths(config: Any) -> tuple[int, int]:
     """Blocks of the language model and of a transformer tower (0: no tower, or a convolutional one)."""
     vision = getattr(config, "vision_config", None)
     blocks = 0 if vision is None or config.model_type == "fast_vlm" else int(vision.num_hidden_layers)
+    if config.model_type == "mllama":
+        blocks += int(vision.num_global_layers)  # alike but for a gate
     return int(text_config(config).num_hidden_layers), blocks
 
 
@@ -170,7 +178,7 @@ def _few_text(config: Any, train: TrainParams, blocks: int) -> tuple[int, int]:
 def _few_vision(config: Any, blocks: int) -> tuple[int, int]:
     if blocks <= EXACT_BLOCKS:
         return blocks, blocks
-    first = MLLAMA_TAPS if config.model_type == "mllama" else 3
+    first = MLLAMA_TOWER if config.model_type == "mllama" else 3
     return first, first + 1
 
 
@@ -184,15 +192,16 @@ def _shrunk(config: Any, text: int, vision: int) -> Any:
         inner.num_hidden_layers = text
         if getattr(inner, "layer_types", None):
             inner.layer_types = inner.layer_types[:text]
-    if vision and small.vision_config.num_hidden_layers != vision:
-        small.vision_config.num_hidden_layers = vision
+    if vision != depths(config)[1]:
+        tower = small.vision_config
+        tower.num_hidden_layers = vision
         if small.model_type == "mllama":
-            taps = len(small.vision_config.intermediate_layers_indices)
-            small.vision_config.intermediate_layers_indices = list(range(taps))
+            tower.num_hidden_layers, tower.num_global_layers = vision - 1, 1
+            tower.intermediate_layers_indices = list(range(len(tower.intermediate_layers_indices)))
     return small
 
 
-def _trace(config: Any, train: TrainParams, part: Part, precision: str, gradients: bool) -> Traced:
+def _trace(config: Any, train: TrainParams, part: Part, precision: str, gradients: bool, heap: float) -> Traced:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -203,8 +212,11 @@ def _trace(config: Any, train: TrainParams, part: Part, precision: str, gradient
     model = meta_model(config)
     if train.method == "qlora":
         quantize_shapes(model)
-    with torch.device("meta"):
-        model = attach(model, train)
+    if gradients:
+        with torch.device("meta"):
+            model = attach(model, train)
+    else:
+        model.requires_grad_(False)
     model.train(gradients)
     hold_batchnorm(model)
     if train.gradient_checkpointing and gradients:
@@ -212,7 +224,7 @@ def _trace(config: Any, train: TrainParams, part: Part, precision: str, gradient
     _cast(model, precision)
     mode: Any = FakeTensorMode(allow_non_fake_inputs=True)
     known = _to_fake(model, mode)
-    with mode, _Watch.on(known) as watch, torch.set_grad_enabled(gradients):
+    with mode, _Watch.on(known, heap) as watch, torch.set_grad_enabled(gradients):
         for parameter in model.parameters():
             if parameter.requires_grad and gradients:
                 parameter.register_post_accumulate_grad_hook(watch.is_gradient)
@@ -388,8 +400,9 @@ def _watch_mode() -> type[Any]:
     attention_backward = aten._scaled_dot_product_flash_attention_for_cpu_backward
 
     class Watch(mode):  # type: ignore[misc]
-        def __init__(self, known: set[int]) -> None:
+        def __init__(self, known: set[int], heap: float) -> None:
             super().__init__()
+            self.heap = heap
             self.live: dict[int, int] = {}
             self.known, self.gradients = known, set[int]()
             self.kept = self.held = self.flops = 0
@@ -417,7 +430,8 @@ def _watch_mode() -> type[Any]:
             key = storage._cdata
             if key in self.known or key in self.live:
                 return
-            self.live[key] = storage.nbytes()
+            size = storage.nbytes()
+            self.live[key] = round(size * self.heap) if size < HEAP_LIMIT else size
             self.kept += self.live[key]
             weakref.finalize(storage, self._gone, key)
             self.touch()
@@ -452,7 +466,7 @@ class _Watch:
 
     @classmethod
     @contextmanager
-    def on(cls, known: set[int]) -> Iterator[Any]:
+    def on(cls, known: set[int], heap: float) -> Iterator[Any]:
         cls.made = cls.made or _watch_mode()
-        with cls.made(known) as watch:
+        with cls.made(known, heap) as watch:
             yield watch

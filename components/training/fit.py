@@ -161,6 +161,8 @@ def _prepared(model: Any, gradient_checkpointing: bool) -> Any:
     hold_batchnorm(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Only the reentrant variant needs embeddings that require gradients: they put a frozen tower under autograd.
+        model.disable_input_require_grads()
     return model.to(memory_format=torch.channels_last)
 
 
