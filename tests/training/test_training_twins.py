@@ -1,47 +1,95 @@
-"""Every recipe that runs here learns two rows by heart to a pinned loss: its path trains, by its own method."""
+"""Toy twins of the papers' recipes: other sizes and bases only, and a few steps whose losses are pinned."""
 
 from __future__ import annotations
 
-import csv
+from pathlib import Path
+from typing import Any
 
 import pytest
-from workplace import replace
+import torch
 
-from components.instruct.build import build_items
-from components.params import Params
-from components.training.batches import RecordBatches
-from components.training.train import train_adapter
+from components.models.adapters import attach
+from components.models.bases import load_base
+from components.models.chat import BlockEncoder
+from components.models.packing import answer_loss, pack
+from components.pages.draw import draw
+from components.pages.spec import page_in_style
+from components.params import Params, parse_params, to_dict
+from components.records.simulator import HOSPITALS, simulate
 from flows.recipes import resolve
 
-STEPS = 10
-# Loss of the last step. Another CPU rounds otherwise, so a tenth is left; a broken mask or label is far off.
-PINNED = {"ecg-tiny": 0.604, "ecg-llama-tiny": 4.44, "pulse-tiny": 2.62}
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+SIZES = {
+    "recipe",
+    "pages.width_px",
+    "pages.height_px",
+    "model.base",
+    "model.revision",
+    "train.steps",
+    "train.batch_size",
+    "train.gradient_accumulation",
+    "train.max_tokens",
+    "train.precision",
+    "train.workers",
+    "train.eval_every",
+    "train.save_every",
+    "train.launch.kind",
+    "train.launch.processes",
+    "evaluate.batch_size",
+    "registry.model",
+    "registry.experiment",
+}
+QUESTIONS = [("Is this a normal ECG?", "No"), ("What is the rhythm?", "Sinus rhythm."), ("Is it fast?", "Yes")]
+# Losses before each of four steps at 50 times the recipe's rate, which a toy would not feel.
+PINNED = {
+    "ecg-llama-tiny": [6.9842, 6.0249, 5.4821, 5.1968],
+    "pulse-tiny": [6.7170, 6.0100, 5.5383, 5.3158],
+}
 
 
-@pytest.fixture(scope="module")
-def items(records, tmp_path_factory):
-    out = tmp_path_factory.mktemp("twins") / "items"
-    build_items(resolve("ecg-tiny").params.instruct, records, out)
-    return out
+def params_of(recipe: str) -> Params:
+    return parse_params(to_dict(resolve(recipe, folder=RECIPES).params))
 
 
-def shortened(params: Params, **train) -> Params:
-    short = replace(
-        params.train, steps=STEPS, batch_size=2, gradient_accumulation=1, questions_per_page=6, eval_every=STEPS,
-        save_every=STEPS, precision="fp32", workers=0, **train,
-    )  # fmt: skip
-    return replace(params, train=short)
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        key: value for name, part in tree.items() for key, value in flat(part, f"{prefix}.{name}".lstrip(".")).items()
+    }
 
 
-@pytest.mark.parametrize("recipe", PINNED)
-def test_a_recipe_learns_two_pages_to_its_pinned_loss(recipe, records, items, tmp_path, monkeypatch):
-    from components.training import validation
+@pytest.mark.parametrize(("twin", "paper"), [("ecg-llama-tiny", "ecg-llama-11b"), ("pulse-tiny", "pulse-7b")])
+def test_a_twin_differs_in_sizes_and_base_alone(twin, paper):
+    small, large = flat(to_dict(params_of(twin))), flat(to_dict(params_of(paper)))
+    assert {key for key in small if small[key] != large[key]} <= SIZES
+    opening = (RECIPES / f"{twin}.yaml").read_text().splitlines()[:3]
+    assert "Proves the path; no score is claimed" in " ".join(opening)
+    assert any(f"ecg retrain --recipe {twin}" in line for line in opening)
 
-    monkeypatch.setattr(validation, "RECORDS", 4)
-    row = RecordBatches._row
-    monkeypatch.setattr(RecordBatches, "_row", lambda self, position: row(self, position % 2))
-    params = shortened(resolve(recipe).params, learning_rate=0.003, warmup_fraction=0.0)
-    train_adapter(params, records, items, tmp_path / "adapter", tmp_path / "training.csv", tmp_path / "checkpoints")
-    losses = [float(row["loss"]) for row in csv.DictReader((tmp_path / "training.csv").open())]
+
+@pytest.mark.parametrize("recipe", sorted(PINNED))
+def test_the_losses_of_a_few_steps_are_pinned(recipe):
+    torch.set_num_threads(1)
+    params = params_of(recipe)
+    train, base = params.train, load_base(params.model.base)
+    model = attach(base.model, train)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    encoder = BlockEncoder(base.processor)
+    pages = []
+    for patient in range(2):
+        record = simulate(HOSPITALS["base"], patient, 0)
+        spec = page_in_style("clean", 0, params.pages.width_px, params.pages.height_px)
+        pages.append(draw(record.signal_uv, record.sampling_rate_hz, spec))
+    packed = pack(base.family, pages, [[encoder(*turn) for turn in QUESTIONS]] * 2, base.tokenizer.pad_token_id)
+    optimizer = torch.optim.AdamW(trained, lr=50 * train.learning_rate, weight_decay=train.weight_decay)
+    losses = []
+    model.eval()  # dropout draws otherwise on other versions of torch
+    for _ in PINNED[recipe]:
+        loss = answer_loss(model, packed)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses == pytest.approx(PINNED[recipe], abs=2e-3)
     assert losses[-1] < losses[0]
-    assert losses[-1] == pytest.approx(PINNED[recipe], rel=0.1)
