@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,8 @@ from components.models.shapes import HubUnavailable, Shape, find_shape, hub_file
 from components.params import Params, UserError
 
 FINE, MEND, UNKNOWN = "fine", "mend", "unknown"
-SHOWN_MODULES = 3
 DOWNLOAD_BYTES = 2  # of a parameter: hub weights are kept in bfloat16
 CHECKPOINT_BYTES = 16  # of a trained parameter: itself, two moments, the best so far
-TOKENIZER_FILES = ("tokenizer_config.json",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +155,15 @@ def _modules(params: Params, result: Estimate) -> Row:
     expected = f"method {train.method}" + (
         f", targets {', '.join(train.lora.targets)}" if "lora" in train.method else ""
     )
-    shown = ", ".join((*names[:SHOWN_MODULES], "…") if len(names) > SHOWN_MODULES else names)
+    kinds = Counter(_kind_of(name) for name in names)
+    shown = ", ".join(f"{kind} ×{count}" for kind, count in sorted(kinds.items()))
     return Row("modules", f"{len(names)} {what}: {shown}", expected, FINE if names else MEND)
+
+
+def _kind_of(name: str) -> str:
+    """Where a module stands, and its own name: `vision conv`, `q_proj`."""
+    leaf = next((part for part in reversed(name.split(".")) if not part.isdigit()), name)
+    return f"vision {leaf}" if "vision" in name else leaf
 
 
 def _trained(result: Estimate) -> Row:

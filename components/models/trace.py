@@ -202,6 +202,8 @@ def _shrunk(config: Any, text: int, vision: int) -> Any:
 
 
 def _trace(config: Any, train: TrainParams, part: Part, precision: str, gradients: bool, heap: float) -> Traced:
+    import warnings
+
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -213,7 +215,8 @@ def _trace(config: Any, train: TrainParams, part: Part, precision: str, gradient
     if train.method == "qlora":
         quantize_shapes(model)
     if gradients:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft asks transformers by a name that is going away
             model = attach(model, train)
     else:
         model.requires_grad_(False)
