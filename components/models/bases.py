@@ -81,13 +81,16 @@ def load_base(
         named = {"base": base, "revision": revision, "weights_sha256": _weights_sha256(fetched)}
         return _load(str(fetched), None, named, quantization, dtype)
     folder = None if base in BUILT else find_folder(base)
-    if revision is not None and (base in BUILT or folder is not None):
-        raise UserError(
-            f"model.revision: '{revision}' was given, but base '{base}' "
-            f"{'is made here' if folder is None else 'is a folder'}; set it to null"
-        )
     if base in BUILT:
-        return _build(base, quantization, dtype)
+        built = _build(base, quantization, dtype)
+        if revision not in (None, built.identity["revision"]):  # adapters name the one they were trained on
+            raise UserError(
+                f"model.revision: found '{revision}', but base '{base}' is '{built.identity['revision']}' and "
+                "is made here; set it to null"
+            )
+        return built
+    if revision is not None and folder is not None:
+        raise UserError(f"model.revision: '{revision}' was given, but base '{base}' is a folder; set it to null")
     if folder is not None:
         identity: dict[str, str | None] = {"base": base, "revision": None, "weights_sha256": _weights_sha256(folder)}
         return _load(str(folder), None, identity, quantization, dtype)
@@ -196,7 +199,9 @@ def _build_tiny(base: str) -> tuple[Any, Any]:
 
     verify_folder(TOKENIZER_OF_TINY)
     make = build_ecg_llama_tiny if base == LLAMA_TINY else build_pulse_tiny
-    return make(AutoTokenizer.from_pretrained(TOKENIZER_OF_TINY), BUILT_SEED)
+    # Named so that it is saved with the tokenizer: Mllama's processor would else look for `<|image|>`.
+    named = {"image_token": "<image>"}
+    return make(AutoTokenizer.from_pretrained(TOKENIZER_OF_TINY, extra_special_tokens=named), BUILT_SEED)
 
 
 def _build_smol() -> tuple[Any, Any, str]:

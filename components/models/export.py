@@ -138,7 +138,10 @@ def probe_page() -> NDArray[np.uint8]:
 
 def _save(model: Any, base: Base, folder: Path, dtype: str) -> None:
     import torch
+    import transformers
 
+    library: Any = transformers  # its logging has no types
+    library.utils.logging.disable_progress_bar()
     model.to(getattr(torch, dtype))
     stops = {base.family.chat.stop_id, base.tokenizer.eos_token_id} - {None}
     model.generation_config.eos_token_id = sorted(stops)  # so that a plain generate() ends where an answer does
