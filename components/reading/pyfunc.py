@@ -114,7 +114,10 @@ class PageReader(PythonModel):
         answers = [""] * len(pages)
         for question in dict.fromkeys(questions):
             asked = [index for index, other in enumerate(questions) if other == question]
-            texts = self.reader.answer([pages[index] for index in asked], question, max_new_tokens=max_new_tokens)
+            try:
+                texts = self.reader.answer([pages[index] for index in asked], question, max_new_tokens=max_new_tokens)
+            except UserError as error:  # a question that spells one of the model's own tokens
+                raise _invalid(f"question of page {asked[0]}: {error}") from error
             for index, text in zip(asked, texts, strict=True):
                 answers[index] = text
         return answers

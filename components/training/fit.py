@@ -32,10 +32,10 @@ from components.training.validation import Sample, Validation
 CHECKPOINTS = Path(os.environ.get("ECG_CHECKPOINTS", ".checkpoints"))
 EXIT_STOPPED = 75
 SOURCES = (
-    "instruct", "models/adapters.py", "models/bases.py", "models/chat.py", "models/families.py", "models/packing.py",
-    "models/precision.py", "models/smol.py", "models/tiny.py", "pages", "params.py", "records", "training/batches.py",
-    "training/fit.py", "training/loader.py", "training/schedule.py", "training/train.py", "training/trainer.py",
-    "training/validation.py",
+    "instruct", "models/adapters.py", "models/bases.py", "models/chat.py", "models/families.py", "models/folders.py",
+    "models/packing.py", "models/precision.py", "models/smol.py", "models/tiny.py", "pages", "params.py", "records",
+    "training/batches.py", "training/fit.py", "training/loader.py", "training/schedule.py", "training/scores.py",
+    "training/train.py", "training/trainer.py", "training/validation.py",
 )  # fmt: skip
 
 
