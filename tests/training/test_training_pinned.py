@@ -1,4 +1,4 @@
-"""Recipes that run here learn two pages by heart to a pinned loss, through the whole trainer and by their own method."""
+"""Recipes that run here learn two pages by heart to a pinned loss, through the whole trainer, by their own method."""
 
 from __future__ import annotations
 
