@@ -148,14 +148,15 @@ def _fill(folder: Path, code: Sequence[str]) -> str:
 def _outside_git(paths: Iterable[str], tree: str) -> list[str]:
     outside = []
     for path in paths:
-        if Path(path).is_absolute() or not Path(path).exists() or git("ls-tree", tree, "--", path):
+        if Path(path).is_absolute() or not Path(path).exists():
             continue
         if ".." in Path(os.path.normpath(path)).parts:
             raise UserError(
                 f"{path}: a relative path that leads out of the project, where an experiment's own folder would seek "
                 "it elsewhere; give it whole, as `ecg recipes --set records.source_dir=/…`"
             )
-        outside.append(os.path.normpath(path))
+        if not git("ls-tree", tree, "--", path):
+            outside.append(os.path.normpath(path))
     return outside
 
 
