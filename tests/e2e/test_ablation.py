@@ -59,7 +59,8 @@ def test_a_second_call_runs_only_the_rest(interrupted: Project) -> None:
     logs = interrupted.root / "logs" / "ablation"
     (first,) = experiments(interrupted)
     before = (logs / f"{first}.log").stat().st_mtime_ns
-    done = interrupted.ecg(*COMMAND, "--json")
+    done = interrupted.run("flows.cli", *COMMAND, "--json", timeout=1500)
+    assert done.returncode == 0, done.stderr
     assert f"1/3 {first}: finished before" in done.stderr
     assert (logs / f"{first}.log").stat().st_mtime_ns == before
     rest = [path.read_text() for path in sorted(logs.glob("*.log")) if path.stem != first]
