@@ -87,21 +87,17 @@ def test_a_second_call_runs_only_the_rest(interrupted: Project) -> None:
     assert sorted(experiments(interrupted)) == sorted(one["experiment"] for one in trials)
 
 
-def test_dvc_shows_and_applies_what_an_experiment_found(interrupted: Project) -> None:
+def test_an_experiments_adapter_is_fetched_and_exported(interrupted: Project, tmp_path: Path) -> None:
     names = experiments(interrupted)
     told = interrupted.dvc("exp", "show", "--csv")
     assert all(name in told for name in names)
     (rank_4,) = [name for name in names if name.startswith("lora-r4-")]
-    interrupted.dvc("exp", "apply", rank_4)
-    config = json.loads((interrupted.root / "models" / "adapter" / "adapter_config.json").read_text())
-    assert config["r"] == 4
-
-
-def test_the_adapter_applied_is_exported(interrupted: Project, tmp_path: Path) -> None:
-    """By its folder; the tests of the models compare the answers."""
-    answer = interrupted.json("export", "models/adapter", "--out", str(tmp_path / "merged"))
+    adapter, merged = str(tmp_path / "adapter"), str(tmp_path / "merged")
+    interrupted.dvc("get", ".", "models/adapter", "--rev", rank_4, "--out", adapter)
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 4
+    answer = interrupted.json("export", adapter, "--out", merged)
     assert answer["method"] == "lora"
     assert answer["probe"]["p_yes_max_difference"] < 1e-4
     assert (tmp_path / "merged" / "model.safetensors").is_file()
-    refused = interrupted.json("export", "models/adapter", "--out", str(tmp_path / "merged"), code=2)
+    refused = interrupted.json("export", adapter, "--out", merged, code=2)
     assert "is there already" in refused["error"]
