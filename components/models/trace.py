@@ -85,7 +85,7 @@ def trace_step(
 
 def depths(config: Any) -> tuple[int, int]:
     """Blocks of the language model and of a transformer tower (0: no tower, or a convolutional one)."""
-    vision = getattr(config, "vision_config", None)
+    vision: Any = getattr(config, "vision_config", None)
     blocks = 0 if vision is None or config.model_type == "fast_vlm" else int(vision.num_hidden_layers)
     if config.model_type == "mllama":
         blocks += int(vision.num_global_layers)  # alike but for a gate
