@@ -26,7 +26,10 @@ def nothing_is_left(project: Project) -> Iterator[None]:
         (["--set", "train.steps"], "expected KEY=VALUE"),
         (["--set", "records.source_dir=elsewhere"], "records.source_dir: there is no folder elsewhere"),
         (["--recipe", "ptbxl-tiny"], "records.source_dir: there is no folder data/ptb-xl"),
-        (["--set", "model.base=ecg-tny"], "model.base: 'ecg-tny' is no shipped base (ecg-llama-tiny, ecg-tiny)"),
+        (
+            ["--set", "model.base=ecg-tny"],
+            "model.base: 'ecg-tny' is no shipped base (ecg-llama-tiny, ecg-smol, ecg-tiny",
+        ),
         (["--set", "model.base=some/model"], "model.revision"),
         (["--set", "registry.tracking_uri=mlruns"], "registry.tracking_uri: found 'mlruns'"),
         (["--rezipe", "x"], "No such option"),

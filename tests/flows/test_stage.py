@@ -146,10 +146,21 @@ def test_leaving_early_ends_the_stage_and_what_runs_under_it(pipeline: Path) -> 
         pid = int(Path("left.pid").read_text())
     thread.join(20)
     assert failures
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
+    assert is_gone(pid)
     Path("slow").unlink()
     assert run_stage("left", quiet).outcome == "made"
+
+
+def is_gone(pid: int) -> bool:
+    """Whether the process ends within a while: the last it does may outlive DVC on a busy machine."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def test_a_killed_run_does_not_block_the_next(pipeline: Path) -> None:
