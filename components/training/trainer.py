@@ -225,7 +225,8 @@ class _Steps(TrainerCallback):
             self._save(step)
         if self.stopped:
             control.should_training_stop = True
-        self.progress.advance(note=f"loss {logs['loss']:.3f}, validation {history.metric} {history.best_score:.3f}")
+        best = f", validation {history.metric} {history.best_score:.3f}" if history.best_step else ""
+        self.progress.advance(note=f"loss {logs['loss']:.3f}{best}")
         return control
 
     def _check(self, step: int, loss: float) -> None:
@@ -255,7 +256,8 @@ class _Steps(TrainerCallback):
         history.rows[-1][f"validation_{history.metric}"] = score
         if score > history.best_score:
             history.best_score, history.best_step = score, step
-            history.best = {name: _whole(parameter).clone() for name, parameter in trainer.trained().items()}
+            # As they lie: sharded weights stay sharded, or every GPU would hold all of them.
+            history.best = {name: parameter.detach().clone() for name, parameter in trainer.trained().items()}
         if self.watcher:
             self.watcher.looked(step, score, trainer.accelerator.unwrap_model(answering).model)
 
@@ -267,7 +269,7 @@ class _Steps(TrainerCallback):
             for key, value in trainer.optimizer.state[parameter].items():
                 keys.add(key)
                 tensors[f"{STATE_OF}{key}.{name}"] = _whole(torch.as_tensor(value)).contiguous()
-        tensors |= {BEST + name: tensor.contiguous() for name, tensor in history.best.items()}
+        tensors |= {BEST + name: _whole(tensor).contiguous() for name, tensor in history.best.items()}
         state = {
             "best_score": history.best_score if math.isfinite(history.best_score) else None,
             "best_step": history.best_step,
@@ -344,6 +346,8 @@ def _placed(tensor: Any, like: Any) -> Any:
     """`tensor` where and as `like` is: its device, its memory order, its shards."""
     if tensor.dim() == 0:
         return tensor.clone()
+    if hasattr(tensor, "device_mesh"):
+        return tensor
     if hasattr(like, "device_mesh"):
         from torch.distributed.tensor import distribute_tensor
 
