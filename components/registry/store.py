@@ -61,11 +61,23 @@ def connect(registry: RegistryParams) -> MlflowClient:
     try:
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
-        client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
-        _ensure_experiment(client, registry, database)
+        with _alone_at_the_start(database):
+            client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+            _ensure_experiment(client, registry, database)
     except (mlflow.exceptions.MlflowException, SQLAlchemyError, requests.RequestException, OSError) as error:
         raise UserError(_explain(uri, database, error)) from error
     return client
+
+
+@contextmanager
+def _alone_at_the_start(database: Path | None) -> Iterator[None]:
+    """Let one process at a time look whether an SQLite store is there: two that make its tables at once fail."""
+    if database is None:
+        yield
+        return
+    with database.with_name("start.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _settle_environment() -> None:

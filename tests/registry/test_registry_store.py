@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from registry_project import Store
+from registry_project import REPOSITORY, Store
 
 from components.params import Params, UserError
 from components.registry.store import connect, opened
@@ -87,3 +89,22 @@ def test_verbs_of_two_processes_follow_each_other(params: Params, store: Store) 
     other.join()
     (folder / "held").unlink()
     assert waited > 0.3
+
+
+def test_two_processes_may_make_the_store_at_once(params: Params, tmp_path: Path) -> None:
+    """A scheduled decide and a first retraining meet on an empty folder."""
+    uri = f"sqlite:///{tmp_path}/new/mlflow.db"
+    program = (
+        "import sys, dataclasses\n"
+        "from pathlib import Path\n"
+        "from components.params import load_params\n"
+        "from components.registry.store import connect\n"
+        f"registry = load_params(Path({str(REPOSITORY / 'params.yaml')!r})).registry\n"
+        f"connect(dataclasses.replace(registry, tracking_uri={uri!r}))\n"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for one in running:
+        assert one.wait(180) == 0, one.stderr.read() if one.stderr else ""
