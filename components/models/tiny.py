@@ -21,7 +21,6 @@ def build_ecg_tiny(tokenizer: Any, seed: int) -> tuple[Any, Any]:
         FastVlmConfig,
         FastVlmForConditionalGeneration,
         LlamaConfig,
-        LlavaProcessor,
         ResNetConfig,
     )
 
@@ -37,17 +36,7 @@ def build_ecg_tiny(tokenizer: Any, seed: int) -> tuple[Any, Any]:
         tie_word_embeddings=True,
     )
     model = FastVlmForConditionalGeneration(config)
-    make: Any = LlavaProcessor
-    processor = make(
-        image_processor=_image_processor(),
-        tokenizer=tokenizer,
-        patch_size=TOKEN_PX,
-        vision_feature_select_strategy="full",
-        chat_template=tokenizer.chat_template,
-        image_token="<image>",
-        num_additional_image_tokens=0,
-    )
-    return model, processor
+    return model, _fast_vlm_processor(tokenizer)
 
 
 def build_ecg_llama_tiny(tokenizer: Any, seed: int) -> tuple[Any, Any]:
@@ -189,7 +178,7 @@ def build_ecg_smol(text: Any, tokenizer: Any, tower: dict[str, Any], seed: int) 
         seed: of the projector, the only fresh part.
     """
     import torch
-    from transformers import FastVlmForConditionalGeneration, LlavaProcessor
+    from transformers import FastVlmForConditionalGeneration
 
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     tokenizer.chat_template = PARTS_MACRO + tokenizer.chat_template.replace(
@@ -209,8 +198,14 @@ def build_ecg_smol(text: Any, tokenizer: Any, tower: dict[str, Any], seed: int) 
     model.tie_weights()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model, _fast_vlm_processor(tokenizer)
+
+
+def _fast_vlm_processor(tokenizer: Any) -> Any:
+    from transformers import LlavaProcessor
+
     make: Any = LlavaProcessor
-    processor = make(
+    return make(
         image_processor=_image_processor(),
         tokenizer=tokenizer,
         patch_size=TOKEN_PX,
@@ -219,7 +214,6 @@ def build_ecg_smol(text: Any, tokenizer: Any, tower: dict[str, Any], seed: int) 
         image_token="<image>",
         num_additional_image_tokens=0,
     )
-    return model, processor
 
 
 def _resnet_config(kind: Any) -> Any:

@@ -191,6 +191,7 @@ class _Steps(TrainerCallback):
         history.rows, history.best_step = found.state["history"], found.state["best_step"]
         history.best_score = -math.inf if found.state["best_score"] is None else found.state["best_score"]
         history.best = {name: found.tensors[BEST + name] for name in trained if BEST + name in found.tensors}
+        self.lowest = _lowest_mean([float(row["loss"] or 0) for row in history.rows])
         trainer.lr_scheduler.load_state_dict(found.state["scheduler"])
         for group, rate in zip(optimizer.param_groups, trainer.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
@@ -280,6 +281,12 @@ class _Steps(TrainerCallback):
         if trainer.accelerator.is_main_process:
             save(trainer.folder, Checkpoint(step, tensors, state), trainer.recipe.keep_checkpoints)
         trainer.accelerator.wait_for_everyone()
+
+
+def _lowest_mean(losses: list[float]) -> float:
+    """The lowest mean of `LOSSES_AVERAGED` losses in a row; infinite where there are fewer."""
+    starts = range(len(losses) - LOSSES_AVERAGED + 1)
+    return min((statistics.fmean(losses[i : i + LOSSES_AVERAGED]) for i in starts), default=math.inf)
 
 
 def put(parameters: dict[str, Any], values: dict[str, Any]) -> None:

@@ -124,6 +124,25 @@ def test_a_loss_that_is_no_number_names_the_records(params, records, items, tmp_
     assert not (tmp_path / "adapter").exists()
 
 
+def test_a_loss_that_diverges_stops_the_run_also_after_a_resume(params, records, items, tmp_path, monkeypatch):
+    from components.training import trainer
+
+    monkeypatch.setattr(trainer, "LOSSES_AVERAGED", 2)
+    asked: list[int] = []
+
+    def loss(model, packed, divisor):
+        asked.append(1)
+        return nothing(model) * 0.0 + (1.0 if len(asked) <= 4 else 10.0)
+
+    monkeypatch.setattr(trainer, "answer_loss", loss)
+    for _ in range(2):  # the second goes on from the checkpoint at step 4, with nothing but high losses ahead
+        with pytest.raises(
+            UserError, match=r"steps up to [45] is .*more than 3\.0 times the lowest \(1\.000\): it diverged"
+        ):
+            run(params, records, items, tmp_path)
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_items_of_other_records_are_refused(params, records, items, tmp_path):
     import pyarrow.parquet as pq
 
