@@ -162,6 +162,7 @@ class RegistryParams:
     model: str  # registered model's name in MLflow
     tracking_uri: str
     experiment: str
+    ledger: str  # folder or s3://BUCKET/PREFIX
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,14 @@ class GateParams:
     primary_metric: str
     beat_base_by: float  # lower bound of adapter minus base must exceed this
     beat_champion_by: float  # lower bound of challenger minus champion must exceed this
+
+
+@dataclass(frozen=True, slots=True)
+class ApprovalParams:
     approvers: tuple[str, ...]  # who may approve; empty = anyone
+    needed: int  # approvals by so many different people
+    trainer_may_approve: bool
+    signature_required: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +205,7 @@ class Params:
     evaluate: EvaluateParams
     registry: RegistryParams
     gate: GateParams
+    approval: ApprovalParams
 
 
 Section = TypeVar("Section")

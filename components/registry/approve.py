@@ -17,9 +17,9 @@ def approve(params: Params, number: int, by: str, note: str | None = None) -> Ve
     Raises:
         UserError: no such version, it did not pass the gate, was decided before, or `by` may not approve.
     """
-    approvers = params.gate.approvers
+    approvers = params.approval.approvers
     if approvers and by not in approvers:
-        raise UserError(f"--by: found '{by}', expected one of gate.approvers: {', '.join(approvers)}")
+        raise UserError(f"--by: found '{by}', expected one of approval.approvers: {', '.join(approvers)}")
     return _decide(params, number, APPROVED, by, note)
 
 

@@ -175,8 +175,8 @@ def is_current(verdict: Verdict, version: Version, rules: GateParams) -> bool:
 
 
 def _rules_sha256(rules: GateParams) -> str:
-    """Hash of what decides a verdict: who may approve does not."""
-    tree = {key: value for key, value in to_dict(rules).items() if key != "approvers"}
+    """Hash of what decides a verdict."""
+    tree = to_dict(rules)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 

@@ -93,10 +93,10 @@ def _check(client: MlflowClient, params: Params, version: Version, root: Path) -
         raise UserError("It was approved before the gate ran; run the gate, then approve it again.")
     if version.gate != PASSED:
         raise UserError(f"It did not pass the gate: {version.gate_reason}")
-    approvers = params.gate.approvers
+    approvers = params.approval.approvers
     if approvers and version.approved_by not in approvers:
         found = version.approved_by or "nobody (tag approved_by)"
-        raise UserError(f"Approved by {found}; gate.approvers allows {', '.join(approvers)}.")
+        raise UserError(f"Approved by {found}; approval.approvers allows {', '.join(approvers)}.")
     verify_version(version)
     verdict = judge(client, params, version, root)
     if not verdict.passed:

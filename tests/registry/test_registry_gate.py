@@ -42,7 +42,6 @@ RULES = GateParams(
     primary_metric="auc_macro",
     beat_base_by=0.0,
     beat_champion_by=0.0,
-    approvers=(),
 )
 PREDICTIONS = pd.concat([answers(GOOD, "adapter"), answers(BASE, "base")], ignore_index=True)
 METRICS = score_predictions(PREDICTIONS, EVALUATE)

@@ -37,7 +37,7 @@ from components.registry.store import connect
 
 
 def with_approvers(params: Params, *names: str) -> Params:
-    return dataclasses.replace(params, gate=dataclasses.replace(params.gate, approvers=names))
+    return dataclasses.replace(params, approval=dataclasses.replace(params.approval, approvers=names))
 
 
 def refused(params: Params, number: int) -> str:
@@ -109,7 +109,7 @@ def test_only_versions_that_passed_can_be_approved(params: Params, registered: R
 
 def test_only_named_approvers(params: Params, challenger: int) -> None:
     policy = with_approvers(params, "Ada", "Grace")
-    with pytest.raises(UserError, match=r"found 'Mallory', expected one of gate.approvers: Ada, Grace"):
+    with pytest.raises(UserError, match=r"found 'Mallory', expected one of approval.approvers: Ada, Grace"):
         approve(policy, challenger, by="Mallory")
     tag(params, challenger, approval="approved", approved_by="Mallory")
     assert "Approved by Mallory" in refused(policy, challenger)
