@@ -357,6 +357,42 @@ def ui(
     serve(_answer(as_json, work, tell))
 
 
+@app.command()
+def webhook(
+    url: Annotated[
+        str | None, typer.Option("--url", metavar="URL", help="Subscribe this address at MLflow first (an admin may).")
+    ] = None,
+    subscribe_only: Annotated[
+        bool, typer.Option("--subscribe-only", help="Subscribe --url and serve nothing.")
+    ] = False,
+    host: Annotated[str, typer.Option("--host", metavar="HOST", help="Listen on this address.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", metavar="PORT", help="Listen on this port.")] = 8190,
+    state: Annotated[Path, typer.Option("--state", metavar="FILE", help="Remembers what was delivered.")] = Path(
+        "mlruns/webhook.db"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Take MLflow's webhook, so that an approval is acted on within seconds; needs ECG_WEBHOOK_SECRET."""
+    from flows import webhook as receiver
+
+    def work() -> Document:
+        from components.params import load_params
+
+        if subscribe_only and url is None:
+            raise UserError("--subscribe-only: found no --url, expected the address that MLflow shall deliver to")
+        return receiver.prepare(load_params(), host, port, url)
+
+    def tell(answer: Document) -> None:
+        if answer["subscribed"] is not None:
+            print(f"MLflow delivers {answer['model']}'s tags to {answer['subscribed']['url']}.", flush=True)
+        if not subscribe_only:
+            print(f"Deliveries are taken at {answer['listens']} (end it with ^C)", flush=True)
+
+    answer = _answer(as_json, work, tell)
+    if not subscribe_only:
+        receiver.serve(answer["model"], host, port, state)
+
+
 def main() -> None:
     """The entry point: whatever goes wrong ends in one message and an exit code."""
     from flows.project import quiet_mlflow

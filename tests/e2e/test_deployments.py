@@ -85,11 +85,13 @@ def worker(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def test_deployments_carry_their_schedules_and_limits(server: Server, worker: Path, project: Project) -> None:
     found = {one["name"]: one for one in server.post("/deployments/filter", {})}
-    crons = {name: one["schedules"][0]["schedule"]["cron"] for name, one in found.items()}
-    assert crons == {"retrain": "0 2 * * *", "decide": "* * * * *"}
+    schedules = {name: [entry["schedule"] for entry in one["schedules"]] for name, one in found.items()}
+    crons = {name: [(one["cron"], one["timezone"]) for one in schedule] for name, schedule in schedules.items()}
+    assert crons == {"retrain": [("0 2 * * *", "Etc/UTC")], "decide": [("* * * * *", "Etc/UTC")], "decide-now": []}
+    # One that is told of an approval waits for the one before it; cancelled, it would be late after all.
+    strategies = {name: one["concurrency_options"]["collision_strategy"] for name, one in found.items()}
+    assert strategies == {"retrain": "CANCEL_NEW", "decide": "CANCEL_NEW", "decide-now": "ENQUEUE"}
     for one in found.values():
-        assert one["schedules"][0]["schedule"]["timezone"] == "Etc/UTC"
-        assert one["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
         assert one["global_concurrency_limit"]["limit"] == 1
         assert one["work_pool_name"] == "local"
         (pull,) = one["pull_steps"]
