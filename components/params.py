@@ -193,6 +193,12 @@ class ApprovalParams:
 
 
 @dataclass(frozen=True, slots=True)
+class SigningParams:
+    key: str | None  # private key that signs what is registered; $ECG_SIGNING_KEY goes before it
+    trusted: tuple[str, ...]  # public keys whose signatures hold; $ECG_TRUSTED_KEYS goes before it
+
+
+@dataclass(frozen=True, slots=True)
 class Params:
     recipe: str
     records: RecordsParams
@@ -206,6 +212,7 @@ class Params:
     registry: RegistryParams
     gate: GateParams
     approval: ApprovalParams
+    signing: SigningParams
 
 
 Section = TypeVar("Section")
