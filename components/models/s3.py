@@ -12,19 +12,17 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from components.models.folders import MANIFEST, verify_folder
 from components.params import UserError
-from components.storage import fresh_folder
+from components.storage import S3_SCHEME, explain_s3, fresh_folder, s3_client, s3_code, split_s3
 
-SCHEME = "s3://"
 CACHE = Path("models/hub/s3")
 READ = (".safetensors", ".json", ".txt", ".model", ".jinja", ".md")
 
 
 def is_s3(base: str) -> bool:
-    return base.startswith(SCHEME)
+    return base.startswith(S3_SCHEME)
 
 
 def fetch(base: str, revision: str | None, cache: Path = CACHE) -> Path:
@@ -39,9 +37,7 @@ def fetch(base: str, revision: str | None, cache: Path = CACHE) -> Path:
         UserError: no revision, another manifest than the pinned one, a file missing, changed or of a format that is
             not read, or S3 refuses or cannot be reached.
     """
-    bucket, _, prefix = base.removeprefix(SCHEME).strip("/").partition("/")
-    if not bucket or not prefix:
-        raise UserError(f"model.base: found '{base}', expected s3://BUCKET/PREFIX")
+    bucket, prefix = split_s3(base, "model.base")
     if revision is None or len(revision) != 64:
         raise UserError(
             f"model.revision: base '{base}' is taken from S3, found revision {revision!r}; expected the SHA-256 of its "
@@ -77,7 +73,7 @@ def _read(bucket: str, key: str, base: str) -> bytes:
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        body: bytes = _client().get_object(Bucket=bucket, Key=key)["Body"].read()
+        body: bytes = s3_client().get_object(Bucket=bucket, Key=key)["Body"].read()
     except (BotoCoreError, ClientError) as error:
         raise UserError(_told(error, bucket, key, base)) from error
     return body
@@ -88,32 +84,17 @@ def _download(bucket: str, key: str, path: Path, base: str) -> None:
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        _client().download_file(bucket, key, str(path))
+        s3_client().download_file(bucket, key, str(path))
     except (Boto3Error, BotoCoreError, ClientError) as error:
         raise UserError(_told(error, bucket, key, base)) from error
 
 
-def _client() -> Any:
-    import boto3
-    from botocore.config import Config
-
-    return boto3.client("s3", config=Config(retries={"mode": "adaptive", "max_attempts": 5}, connect_timeout=10))
-
-
 def _told(error: Exception, bucket: str, key: str, base: str) -> str:
-    response: dict[str, Any] = getattr(error, "response", {})
-    code = str(response.get("Error", {}).get("Code", ""))
-    known = {
-        "NoSuchBucket": f"there is no bucket '{bucket}'; mind its name and AWS_ENDPOINT_URL",
+    absent = {
         "NoSuchKey": f"there is no '{key}' in it; expected a folder saved by transformers with a {MANIFEST}",
         "404": f"there is no '{key}' in it, though {MANIFEST} names it; put the base there again, whole",
-        "AccessDenied": f"access to '{key}' is denied; the role needs s3:GetObject there",
-        "403": f"access to '{key}' is denied; the role needs s3:GetObject there",
-        "InvalidAccessKeyId": "the access key is not known there; look at AWS_ACCESS_KEY_ID or the profile",
-        "SignatureDoesNotMatch": "the secret key is wrong, or this machine's clock is off",
-        "RequestTimeTooSkewed": "this machine's clock is off by more than 15 minutes; set it",
     }
-    return f"model.base: '{base}': {known.get(code, str(error))}"
+    return f"model.base: '{base}': {absent.get(s3_code(error)) or explain_s3(error, bucket, key)}"
 
 
 def _check_room(cache: Path) -> None:
