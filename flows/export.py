@@ -40,11 +40,11 @@ def _adapter(params: Params, which: str, folder: Path) -> Iterator[tuple[str, Pa
         return
     if not which.isdecimal():
         raise UserError(f"'{which}': is no adapter's folder, expected one, or a version's number; see `ecg status`")
-    from components.registry.files import ADAPTER, fetched, verify_version
+    from components.registry.files import ADAPTER, verified
+    from components.registry.signing import signature_policy
     from components.registry.store import connect
     from components.registry.versions import read_version
 
     version = read_version(connect(params.registry), params.registry.model, int(which))
-    verify_version(version)
-    with fetched(version) as files:
+    with verified(version, signature_policy(params)) as files:
         yield str(version), files / ADAPTER

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from components.models.signatures import SignaturePolicy
 from components.params import UserError
 from components.registry.files import verify_version
 from components.registry.versions import (
@@ -57,7 +58,7 @@ def move_champion(client: MlflowClient, model: str, move: Move) -> None:
     _finish(client, model, move)
 
 
-def settle(client: MlflowClient, model: str) -> Move | None:
+def settle(client: MlflowClient, model: str, policy: SignaturePolicy) -> Move | None:
     """Complete a move that was interrupted; returns it, or None where nothing was left over.
 
     A promotion whose alias had not moved yet is forgotten: the version is still approved, and is examined
@@ -71,7 +72,7 @@ def settle(client: MlflowClient, model: str) -> Move | None:
     if champion == move.to:
         _finish(client, model, move)
         return move
-    if move.kind == "rollback" and champion == move.since and _is_whole(client, model, move.to):
+    if move.kind == "rollback" and champion == move.since and _is_whole(client, model, move.to, policy):
         move_champion(client, model, move)
         return move
     client.delete_registered_model_tag(model, JOURNAL)
@@ -140,9 +141,9 @@ def _predecessor(known: Mapping[int, Version], version: Version, left: int | Non
     return None
 
 
-def _is_whole(client: MlflowClient, model: str, number: int) -> bool:
+def _is_whole(client: MlflowClient, model: str, number: int, policy: SignaturePolicy) -> bool:
     try:
-        verify_version(read_version(client, model, number))
+        verify_version(read_version(client, model, number), policy)
     except UserError:
         return False
     return True

@@ -14,7 +14,9 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from components.models.adapters import WEIGHTS, verify_adapter
+from components.models.signatures import SIGNATURE, WRITTEN_ON_USE, SignaturePolicy
 from components.params import UserError
+from components.registry.signing import check_signature
 from components.registry.versions import Version
 from components.storage import sha256
 
@@ -25,13 +27,15 @@ if TYPE_CHECKING:
 ADAPTER = "artifacts/adapter"  # inside a version's folder, where a pyfunc keeps it
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib")
 _PICKLE_STARTS = tuple(b"\x80" + bytes([protocol]) for protocol in (2, 3, 4, 5))
-# Written by MLflow and Python into a folder that is loaded in place.
-_WRITTEN_ON_USE = ("registered_model_meta", "__pycache__")
 
 
 def folder_sha256(folder: Path) -> str:
-    """One hash over the names and bytes of all files below `folder`, whatever order they are found in."""
-    lines = [f"{path.relative_to(folder).as_posix()} {sha256(path)}\n" for path in _files(folder)]
+    """One hash over the names and bytes of all files below `folder`, whatever order they are found in.
+
+    The signature is left out: it speaks of these files, and one may be added later (`ecg sign`).
+    """
+    files = [path for path in _files(folder) if path != folder / SIGNATURE]
+    lines = [f"{path.relative_to(folder).as_posix()} {sha256(path)}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -51,21 +55,30 @@ def refuse_pickles(folder: Path) -> None:
             )
 
 
-def verify_version(version: Version) -> None:
-    """Fetch the files that `version` serves and check them against what was registered.
+def verify_version(version: Version, policy: SignaturePolicy) -> None:
+    """As `verified`, for those who need no file."""
+    with verified(version, policy):
+        pass
+
+
+@contextmanager
+def verified(version: Version, policy: SignaturePolicy) -> Iterator[Path]:
+    """As `fetched`, once every byte was checked against what was registered, and against the signature.
 
     Raises:
-        UserError: files are missing or changed, the adapter is not the one of the tag, or there is a pickle.
+        UserError: files are missing or changed, the adapter is not the one of the tag, there is a pickle, or the
+            signature is not what `policy` asks for.
     """
     with fetched(version) as folder:
         try:
-            _verify(version, folder)
+            _verify(version, folder, policy)
         except UserError as error:
             # Named where the files lie, not by a temporary copy: the same damage gives the same words.
             raise UserError(f"{version}: {str(error).replace(str(folder), version.source)}") from error
+        yield folder
 
 
-def _verify(version: Version, folder: Path) -> None:
+def _verify(version: Version, folder: Path, policy: SignaturePolicy) -> None:
     refuse_pickles(folder)
     weights = verify_adapter(folder / ADAPTER)["files"][WEIGHTS]
     if weights != version.adapter_sha256:
@@ -79,6 +92,7 @@ def _verify(version: Version, folder: Path) -> None:
             f"its files have sha256 {found}, expected {version.files_sha256} of its tag files_sha256; "
             "code, base or adapter were changed after registration"
         )
+    check_signature(version, folder, policy)
 
 
 @contextmanager
@@ -156,5 +170,5 @@ def _files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file() and not any(part in _WRITTEN_ON_USE for part in path.relative_to(folder).parts)
+        if path.is_file() and not any(part in WRITTEN_ON_USE for part in path.relative_to(folder).parts)
     )

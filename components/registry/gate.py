@@ -26,12 +26,13 @@ from components.registry.champion import mirror
 from components.registry.describe import describe
 from components.registry.files import (
     ADAPTER,
-    fetched,
     read_artifact_json,
     read_artifact_table,
     read_artifact_text,
+    verified,
     verify_version,
 )
+from components.registry.signing import signature_policy
 from components.registry.store import opened
 from components.registry.versions import (
     CHAMPION,
@@ -116,6 +117,7 @@ def judge(client: MlflowClient, params: Params, version: Version, root: Path) ->
     compared = version.promoted_at is not None or version.gate_champion == str(number or NO_VERSION)
     if standing is not None and compared and is_current(standing, version, params.gate):
         return standing
+    verify_version(version, signature_policy(params))
     metrics = read_artifact_json(client, version.run_id, "metrics.json")
     predictions = read_artifact_table(client, version.run_id, "predictions.parquet")
     champion = None if number is None else _champion(client, params, version, number, root)
@@ -299,8 +301,8 @@ def _sit(client: MlflowClient, champion: Version, exam_sha256: str, params: Para
     found = _find(_manifest(exams), "exams", params.gate.primary_exam, "sha256")
     if found != exam_sha256:
         raise UserError(f"{exams}: holds exam {found}, expected {exam_sha256}; run: dvc checkout data/exams")
-    verify_version(champion)
-    with fetched(champion) as folder, tempfile.TemporaryDirectory(prefix="ecg-sitting-") as temporary:
+    policy = signature_policy(params)
+    with verified(champion, policy) as folder, tempfile.TemporaryDirectory(prefix="ecg-sitting-") as temporary:
         # With the code, base and params it was registered with: as it serves, whatever has changed here since.
         code, work = folder / "code", Path(temporary)
         (work / "params.yaml").write_text(read_artifact_text(client, champion.run_id, "params.yaml"))
@@ -308,7 +310,9 @@ def _sit(client: MlflowClient, champion: Version, exam_sha256: str, params: Para
         command = [sys.executable, "-m", "components.evaluation.sit", "--base", str(manifest["base"])]
         command += ["--adapter", str(folder / ADAPTER), "--exams", str(exams.resolve()), "--out", str(work / name)]
         command += ["--revision", str(manifest["revision"])] if manifest["revision"] else []
-        environment = {**os.environ, "PYTHONPATH": str(code)}
+        # Its sources, which were just checked, and no compiled file beside them.
+        compiled = {"PYTHONPYCACHEPREFIX": str(work / "compiled"), "NUMBA_CACHE_DIR": str(work / "compiled")}
+        environment = {**os.environ, **compiled, "PYTHONPATH": str(code)}
         done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise UserError(f"sitting the exam ended with {done.returncode}: {done.stderr.strip()[-500:]}")

@@ -11,6 +11,7 @@ from components.params import Params, UserError
 from components.registry.champion import Move, mirror, move_champion, settle
 from components.registry.files import verify_version
 from components.registry.gate import judge
+from components.registry.signing import signature_policy
 from components.registry.store import opened
 from components.registry.versions import (
     APPROVED,
@@ -54,7 +55,7 @@ def decide(params: Params, root: Path = Path()) -> list[Decision]:
     model = params.registry.model
     decisions = []
     with opened(params.registry) as client:
-        finished = settle(client, model)
+        finished = settle(client, model, signature_policy(params))
         if finished is not None:
             decisions.append(Decision(finished.to, "completed", f"an interrupted {finished.kind} was completed"))
         for version in reversed(read_versions(client, model)):
@@ -97,7 +98,7 @@ def _check(client: MlflowClient, params: Params, version: Version, root: Path) -
     if approvers and version.approved_by not in approvers:
         found = version.approved_by or "nobody (tag approved_by)"
         raise UserError(f"Approved by {found}; approval.approvers allows {', '.join(approvers)}.")
-    verify_version(version)
+    verify_version(version, signature_policy(params))
     verdict = judge(client, params, version, root)
     if not verdict.passed:
         raise UserError(f"Compared with the champion of now it does not pass the gate: {verdict.reason}")

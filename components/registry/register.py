@@ -14,6 +14,7 @@ from components.models.adapters import WEIGHTS, verify_adapter
 from components.params import Params, UserError, to_dict
 from components.registry.describe import describe
 from components.registry.files import ADAPTER, folder_sha256, refuse_pickles
+from components.registry.signing import SIGNED_BY, sign_served, signing_key
 from components.registry.store import opened
 from components.registry.versions import find_model, find_registered
 
@@ -34,6 +35,7 @@ REQUIREMENTS = (
     *("mlflow", "torch", "transformers", "peft", "safetensors"),
     *("numpy", "pandas", "pillow", "opencv-python-headless", "numba", "pyyaml"),
 )
+TO_CHECK_SIGNATURES = ("model-signing", "pyopenssl")  # the first imports the second and does not say so
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +91,12 @@ def register(params: Params, root: Path, *, git_rev: str, dvc_lock_md5: str, dat
             _log_numbers(client, run_id, params, metrics)
             for name, folder in EVIDENCE.items():
                 _log(client, run_id, root / name, folder)
-            files_sha256 = _log_served(client, run_id, params, root / "models/adapter")
+            served = _log_served(client, run_id, params, root / "models/adapter")
             client.set_terminated(run_id, "FINISHED")
         except BaseException:
             client.set_terminated(run_id, "FAILED")
             raise
-        return _create_version(client, params, run_id, {**lineage, "files_sha256": files_sha256}, metrics)
+        return _create_version(client, params, run_id, {**lineage, **served}, metrics)
 
 
 def _start_run(client: MlflowClient, params: Params, lineage: dict[str, str]) -> str:
@@ -147,15 +149,16 @@ def _log(client: MlflowClient, run_id: str, path: Path, folder: str) -> None:
         client.log_artifact(run_id, str(path), folder or None)
 
 
-def _log_served(client: MlflowClient, run_id: str, params: Params, adapter: Path) -> str:
-    """Save the pyfunc, look for pickles before anything leaves this machine, log it; returns its hash."""
+def _log_served(client: MlflowClient, run_id: str, params: Params, adapter: Path) -> dict[str, str]:
+    """Save the pyfunc, look for pickles and sign it before anything leaves this machine, log it; returns its tags."""
     with tempfile.TemporaryDirectory(prefix="ecg-register-") as temporary:
         folder = Path(temporary) / SERVED
         save_pyfunc(params, adapter, folder)
         refuse_pickles(folder)
         verify_adapter(folder / ADAPTER)
+        signed_by = sign_served(params, folder)
         client.log_artifacts(run_id, str(folder), SERVED)
-        return folder_sha256(folder)
+        return {"files_sha256": folder_sha256(folder), **({SIGNED_BY: signed_by} if signed_by else {})}
 
 
 def save_pyfunc(params: Params, adapter: Path, folder: Path) -> None:
@@ -167,6 +170,7 @@ def save_pyfunc(params: Params, adapter: Path, folder: Path) -> None:
     import components
     from components.reading import pyfunc
 
+    needed = REQUIREMENTS if signing_key(params) is None else (*REQUIREMENTS, *TO_CHECK_SIGNATURES)
     mlflow.pyfunc.save_model(
         folder,
         python_model=pyfunc.__file__,
@@ -181,7 +185,7 @@ def save_pyfunc(params: Params, adapter: Path, folder: Path) -> None:
         },
         signature=pyfunc.signature(),
         input_example=_example(params),
-        pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS],
+        pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in needed],
     )
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from components.params import Params, UserError
 from components.registry.champion import Move, move_champion, settle
 from components.registry.files import verify_version
+from components.registry.signing import signature_policy
 from components.registry.store import opened
 from components.registry.versions import CHAMPION, PASSED, PREVIOUS_CHAMPION, read_aliases, read_version
 
@@ -26,7 +27,7 @@ def rollback(params: Params, reason: str, by: str, to: int | None = None) -> Mov
             raise UserError(f"{option}: found nothing, expected a few words that stay on record")
     with opened(params.registry) as client:
         model = params.registry.model
-        settle(client, model)
+        settle(client, model, signature_policy(params))
         aliases = read_aliases(client, model)
         champion = aliases.get(CHAMPION)
         if champion is None:
@@ -39,7 +40,7 @@ def rollback(params: Params, reason: str, by: str, to: int | None = None) -> Mov
             raise UserError(f"{target}: is the champion already")
         if target.promoted_at is None or target.gate != PASSED:
             raise UserError(f"{target}: was never champion; expected one that was: see ecg status")
-        verify_version(target)
+        verify_version(target, signature_policy(params))
         now = datetime.now(UTC).isoformat(timespec="seconds")
         move = Move("rollback", number, champion, by.strip(), reason.strip(), now)
         move_champion(client, model, move)
