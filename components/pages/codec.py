@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 import struct
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from components.pages.draw import PalettePage
+from components.pages.guard import MAX_FILE_MB, refuse_costly, refuse_large_exif
 from components.pages.raster import Image, kernel
 from components.pages.spec import MIN_HEIGHT_PX, MIN_WIDTH_PX
 from components.params import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 MAX_MEGAPIXELS = 50
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
@@ -41,23 +48,26 @@ def encode_png(page: Image | PalettePage) -> bytes:
 def decode(source: bytes | Path | str) -> Image:
     """RGB uint8 [height, width, 3] of an image file's path or bytes, turned upright by its EXIF tag.
 
-    Transparent pixels show white paper. Raises UserError for what is no image, is truncated, has more than
-    MAX_MEGAPIXELS (checked before anything is decoded) or is too small for a page.
+    Transparent pixels show white paper; of an animation the first picture counts. Raises UserError for what is no
+    image, is truncated, is too small for a page, has more than MAX_MEGAPIXELS, or would cost more to decode than a
+    page can (`guard`; both checked before anything is decoded).
     """
     from PIL import Image as Pillow
     from PIL import ImageOps, UnidentifiedImageError
 
     name = "image" if isinstance(source, bytes) else str(source)
-    data = source if isinstance(source, bytes) else _read(Path(source))
+    data = source if isinstance(source, bytes) else read_file(Path(source))
+    refuse_costly(name, data)
     try:
         with warnings.catch_warnings():
-            # Pillow warns of large pictures where this refuses them
-            warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
-            file = Pillow.open(io.BytesIO(data), formats=_FORMATS)
-        with file:
-            _check_size(name, *file.size)
-            picture = ImageOps.exif_transpose(file)
-            picture.load()
+            # Pillow warns of large pictures and damaged tags where this refuses them or does not need them
+            warnings.simplefilter("ignore")
+            with Pillow.open(io.BytesIO(data), formats=_FORMATS) as file:
+                _check_size(name, *file.size)
+                refuse_large_exif(name, file.info.get("exif") or b"")
+                file.load()
+                ImageOps.exif_transpose(file, in_place=True)
+                return _rgb(file)
     except UserError:
         raise
     except Pillow.DecompressionBombError as error:
@@ -67,22 +77,43 @@ def decode(source: bytes | Path | str) -> Image:
         raise UserError(f"{name}: not an image ({found}); expected {', '.join(_FORMATS)}") from error
     except Exception as error:  # the decoders raise OSError, SyntaxError, ValueError, struct.error and more
         raise UserError(f"{name}: truncated or damaged image ({error}); save the page again") from error
+
+
+def _rgb(picture: Picture) -> Image:
+    from PIL import Image as Pillow
+
     if picture.mode.startswith("I"):
         # 16 bits a pixel: convert("RGB") would clip them to white
-        picture = Pillow.fromarray((np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+        picture = Pillow.fromarray((np.asarray(picture).astype(np.int32) >> 8).clip(0, 255).astype(np.uint8))
     if picture.has_transparency_data:
-        paper = Pillow.new("RGBA", picture.size, (255, 255, 255, 255))
-        picture = Pillow.alpha_composite(paper, picture.convert("RGBA"))
+        seen = picture.convert("RGBA")
+        paper = Pillow.new("RGB", picture.size, (255, 255, 255))
+        paper.paste(seen, mask=seen)
+        return np.array(paper)
     return np.array(picture.convert("RGB"))
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file of at most MAX_FILE_MB; never waits for a pipe or a device.
+
+    Raises:
+        UserError: there is none, it cannot be read, or it is too large.
+    """
     try:
-        return path.read_bytes()
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"{path}: cannot be read (it is no file); expected an image file")
+            if status.st_size > MAX_FILE_MB * 1_000_000:
+                raise UserError(f"{path}: has {status.st_size / 1e6:.0f} MB; expected at most {MAX_FILE_MB} MB")
+            return file.read(MAX_FILE_MB * 1_000_000 + 1)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; expected an image of an ECG page") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); expected an image file") from error
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: cannot be read ({reason}); expected an image file") from error
 
 
 def _check_size(name: str, width: int, height: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -150,3 +151,100 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
         decode(tmp_path / "none.png")
     with pytest.raises(UserError, match="cannot be read"):
         decode(str(tmp_path))
+
+
+def progressive(scans: int) -> bytes:
+    """A progressive JPEG whose last scan stands there so many times more."""
+    data = io.BytesIO()
+    Image.new("L", (704, 512), 128).save(data, "JPEG", progressive=True)
+    whole = data.getvalue()
+    return whole[:-2] + whole[whole.rfind(b"\xff\xda") : -2] * scans + b"\xff\xd9"
+
+
+def run_length_bmp() -> bytes:
+    body = b"\x01\x05" * 1000
+    sizes = struct.pack("<IiiHHIIiiII", 40, 704, 512, 1, 8, 1, len(body), 2835, 2835, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 1078 + len(body), 0, 0, 1078) + sizes + bytes(1024) + body
+
+
+def stripped_tiff(strips: int, kind: int = 4) -> bytes:
+    """A TIFF of so many strips that all lie at one place; `kind` 3 counts them in shorts, 4 in longs."""
+    end = 8 + 2 + 12 * 9 + 4
+    tags = [(256, 4, 1, 704), (257, 4, 1, 512), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
+    tags += [(273, kind, strips, end), (277, 3, 1, 1), (278, 4, 1, 1), (279, kind, strips, end)]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8) + directory + b"\x01" * (4 * strips)
+
+
+def big_tiff(strips: int) -> bytes:
+    tags = struct.pack(">Q", 1) + struct.pack(">HHQQ", 324, 4, strips, 44)
+    return b"MM\0+" + struct.pack(">HHQ", 8, 0, 16) + tags + bytes(strips)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (progressive(100), "a JPEG of more than 32 scans"),
+        (run_length_bmp(), "a run-length coded BMP"),
+        (stripped_tiff(70_000), "a TIFF whose tag 273 has 70000 values"),
+        (stripped_tiff(70_000, kind=3), "a TIFF whose tag 273 has 70000 values"),
+        (big_tiff(100_000), "a TIFF whose tag 324 has 100000 values"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(32_000_000), "has 32 MB; expected at most 32 MB"),
+    ],
+)
+def test_a_file_that_costs_more_than_its_size_tells_is_refused(data: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        decode(data)
+
+
+def test_a_progressive_scan_with_a_film_behind_it_is_read() -> None:
+    """Telephones put a film behind the picture: its bytes look like many scans."""
+    assert decode(progressive(0) + b"\xff\xda" * 1000).shape == (512, 704, 3)
+
+
+def test_a_tiff_of_a_scanner_is_read(page: Page) -> None:
+    for compression in ("raw", "tiff_lzw", "jpeg", "tiff_adobe_deflate"):
+        data = io.BytesIO()
+        Image.fromarray(page).save(data, "TIFF", compression=compression, dpi=(300, 300))
+        assert decode(data.getvalue()).shape == page.shape
+
+
+def test_a_large_exif_block_is_refused(page: Page) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 300_000
+    with pytest.raises(UserError, match="bytes of EXIF; expected at most 262144"):
+        decode(png(Image.fromarray(page), exif=exif))
+
+
+def test_a_picture_larger_than_its_frame_tells_is_refused() -> None:
+    """A GIF's first picture may be larger than its screen; the screen alone would pass."""
+    data = io.BytesIO()
+    Image.new("P", (200, 150)).save(data, "GIF")
+    changed = bytearray(data.getvalue())
+    at = changed.index(b"\x2c", 13)
+    changed[at + 5 : at + 9] = struct.pack("<HH", 60_000, 60_000)
+    with pytest.raises(UserError, match=rf"at most {MAX_MEGAPIXELS} megapixels"):
+        decode(bytes(changed))
+
+
+def test_of_an_animation_the_first_picture_is_read() -> None:
+    frames = [Image.new("RGB", (200, 150), colour) for colour in ("white", "black", "black")]
+    for kind in ("GIF", "WEBP", "PNG", "TIFF"):
+        data = io.BytesIO()
+        lossless = {"lossless": True} if kind == "WEBP" else {}
+        frames[0].save(data, kind, save_all=True, append_images=frames[1:], **lossless)
+        assert (decode(data.getvalue()) == 255).all()
+
+
+def test_a_pipe_and_a_device_are_no_page(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", Path("/dev/zero")):
+        with pytest.raises(UserError, match="is no file"):
+            decode(path)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "page.png").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(UserError, match="has 1099512 MB; expected at most 32 MB"):
+        decode(tmp_path / "page.png")
