@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.params import RegistryParams, UserError
+from components.registry.locks import alone
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -22,21 +23,15 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
 
 @contextmanager
 def opened(registry: RegistryParams) -> Iterator[MlflowClient]:
-    """A client for one verb's reads and writes, alone on the store.
+    """A client for one verb's reads and writes, alone on the model as far as the store can be locked (see `alone`).
 
-    With SQLite a file lock keeps verbs of other processes out meanwhile, so that a minutely `decide` and a
-    person's `rollback` follow each other. With a server the deployment's concurrency limit has to.
+    So a minutely `decide` and a person's `rollback` follow each other.
 
     Raises:
-        UserError: the store cannot be opened; see `connect`.
+        UserError: the store cannot be opened, see `connect`, or another verb held on for too long.
     """
     client = connect(registry)
-    database = _sqlite_file(registry.tracking_uri)
-    if database is None:
-        yield client
-        return
-    with database.with_name("registry.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(registry.tracking_uri, registry.model, _sqlite_file(registry.tracking_uri)):
         yield client
 
 
