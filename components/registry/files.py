@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 ADAPTER = "artifacts/adapter"  # inside a version's folder, where a pyfunc keeps it
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib")
+PLAIN_NAME = re.compile(r"[\w.+ /-]{1,500}")
 _PICKLE_STARTS = tuple(b"\x80" + bytes([protocol]) for protocol in (2, 3, 4, 5))
 
 
@@ -43,8 +45,15 @@ def refuse_pickles(folder: Path) -> None:
     """Look at every file below `folder`, by name and by content: loading a pickle runs the code in it.
 
     Raises:
-        UserError: names the first pickle or zip archive (the form in which `torch.save` hides one).
+        UserError: names the first pickle or zip archive (the form in which `torch.save` hides one), link, or file
+            whose name is no plain one.
     """
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            raise UserError(f"{name}: is a link, which may lead out of the folder; expected a plain file: remove it")
+        if not PLAIN_NAME.fullmatch(name):
+            raise UserError(f"{name!r}: expected a name of letters, digits, '.', '-', '_', '+' and blanks: rename it")
     for path in _files(folder):
         with path.open("rb") as file:
             pickled = file.read(2) in _PICKLE_STARTS
@@ -62,8 +71,12 @@ def verify_version(version: Version, policy: SignaturePolicy) -> None:
 
 
 @contextmanager
-def verified(version: Version, policy: SignaturePolicy) -> Iterator[Path]:
+def verified(version: Version, policy: SignaturePolicy | None) -> Iterator[Path]:
     """As `fetched`, once every byte was checked against what was registered, and against the signature.
+
+    Args:
+        version: the version.
+        policy: whose signatures hold; None leaves the signature out, for the one who is about to sign.
 
     Raises:
         UserError: files are missing or changed, the adapter is not the one of the tag, there is a pickle, or the
@@ -78,7 +91,7 @@ def verified(version: Version, policy: SignaturePolicy) -> Iterator[Path]:
         yield folder
 
 
-def _verify(version: Version, folder: Path, policy: SignaturePolicy) -> None:
+def _verify(version: Version, folder: Path, policy: SignaturePolicy | None) -> None:
     refuse_pickles(folder)
     weights = verify_adapter(folder / ADAPTER)["files"][WEIGHTS]
     if weights != version.adapter_sha256:
@@ -92,7 +105,8 @@ def _verify(version: Version, folder: Path, policy: SignaturePolicy) -> None:
             f"its files have sha256 {found}, expected {version.files_sha256} of its tag files_sha256; "
             "code, base or adapter were changed after registration"
         )
-    check_signature(version, folder, policy)
+    if policy is not None:
+        check_signature(version, folder, policy)
 
 
 @contextmanager
@@ -111,6 +125,22 @@ def fetched(version: Version) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="ecg-version-") as temporary:
         yield _download(version.source, Path(temporary), f"the files of {version}")
+
+
+def verify_evidence(client: MlflowClient, run_id: str, hashes: Mapping[str, str]) -> None:
+    """Check what a run logged, and what the gate reads, against the hashes it was registered with.
+
+    Raises:
+        UserError: an artifact is missing or was changed.
+    """
+    for name, expected in hashes.items():
+        with tempfile.TemporaryDirectory(prefix="ecg-artifact-") as temporary:
+            found = sha256(_download_from(client, run_id, name, temporary))
+        if found != expected:
+            raise UserError(
+                f"{name} of run {run_id} has sha256 {found}, expected {expected} of the ledger; it was changed after "
+                "registration: restore the artifact store"
+            )
 
 
 def read_artifact_text(client: MlflowClient, run_id: str, name: str) -> str:
