@@ -169,6 +169,36 @@ def decide(as_json: Json = False) -> None:
 
 
 @app.command()
+def review(
+    version: Version,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the page goes; default: reports/review/VERSION.html.")
+    ] = None,
+    browser: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Fetch a version's review page: verdict, numbers side by side, the pages on which it differs from the champion."""
+    target = out.absolute() if out else None  # seen from where the user stands
+
+    def work() -> Document:
+        from components.params import load_params
+        from components.registry.review import fetch_review
+
+        params = load_params()
+        page = fetch_review(params, version, target or Path("reports/review") / f"{version}.html")
+        return {"model": params.registry.model, "version": version, "page": str(page.absolute())}
+
+    def tell(answer: Document) -> None:
+        import webbrowser
+
+        print(answer["page"], flush=True)
+        if browser and sys.stdout.isatty():
+            webbrowser.open(Path(answer["page"]).as_uri())
+
+    _answer(as_json, work, tell)
+
+
+@app.command()
 def rollback(
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, kept with the version left.")],
     by: Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who decides; default: your login.")] = None,
