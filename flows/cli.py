@@ -223,6 +223,55 @@ def rollback(
     _answer(as_json, work, tell)
 
 
+@app.command()
+def keys(
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Private key; the public one is FILE.pub.")] = Path(
+        "~/.config/ecg-adapters/signing.key"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Make a key pair to sign versions with, outside the repository."""
+    private = out.expanduser().absolute()  # seen from where the user stands
+
+    def work() -> Document:
+        from components.models.signatures import make_keys
+
+        public, fingerprint = make_keys(private)
+        return {"private": str(private), "public": str(public), "fingerprint": fingerprint}
+
+    def tell(answer: Document) -> None:
+        print(
+            f"Private key: {answer['private']}. Keep it: whoever has it signs in your name.\n"
+            f"Public key:  {answer['public']}, fingerprint {answer['fingerprint']}\n"
+            f"Sign what is registered:  export ECG_SIGNING_KEY={answer['private']}\n"
+            "Trust it:  put the public key into the project, and name it in params.yaml under signing.trusted"
+        )
+
+    _answer(as_json, work, tell)
+
+
+@app.command()
+def sign(
+    version: Version,
+    by: Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who signs; default: your login.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Sign a version that is registered already, with the configured key."""
+
+    def work() -> Document:
+        from components.params import load_params
+        from components.registry.sign import sign as sign_version
+
+        params = load_params()
+        name = sign_version(params, version, by or getpass.getuser())
+        return {"model": params.registry.model, "version": version, "signed_by": name}
+
+    def tell(answer: Document) -> None:
+        print(f"{answer['model']} version {answer['version']} is signed by the key {answer['signed_by']}")
+
+    _answer(as_json, work, tell)
+
+
 @app.command("recipes")
 def list_recipes(
     use: Annotated[str | None, typer.Option(metavar="NAME", help="Put this recipe in force and run nothing.")] = None,

@@ -23,6 +23,7 @@ SIGNATURE = "model.sig"
 WRITTEN_ON_USE = ("registered_model_meta", "__pycache__")
 KEY_VARIABLE, PASSWORD_VARIABLE = "ECG_SIGNING_KEY", "ECG_SIGNING_PASSWORD"
 TRUSTED_VARIABLE, REQUIRED_VARIABLE = "ECG_TRUSTED_KEYS", "ECG_SIGNATURE_REQUIRED"
+CURVES = ("secp256r1", "secp384r1", "secp521r1")  # that OpenSSF signatures allow
 _TRUE, _FALSE = ("1", "true", "yes"), ("", "0", "false", "no")
 
 
@@ -214,7 +215,7 @@ def _public_key(path: Path) -> EllipticCurvePublicKey:
         raise UserError(f"{path}: the public key cannot be read ({error.strerror}); see signing.trusted") from error
     except (ValueError, UnsupportedAlgorithm) as error:
         raise UserError(f"{path}: is no public key in PEM; expected the .pub that `ecg keys` wrote") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.key_size not in (256, 384, 521):
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in CURVES:
         raise UserError(f"{path}: found a key of another kind, expected an elliptic curve of P-256, P-384 or P-521")
     return key
 
