@@ -47,16 +47,37 @@ class Adapters:
             self._tensors[name] = self._load_tensors(folder)
         self._set(self.in_use)
 
+    def unload(self, name: str) -> None:
+        """Forget adapter `name`; where it was in use, the base alone answers.
+
+        Raises:
+            UserError: no adapter of that name is loaded.
+        """
+        self._check(name)
+        in_use = None if self.in_use == name else self.in_use
+        self._set(None)
+        self._tensors.pop(name, None)
+        if name in self._low_rank:
+            self._low_rank.remove(name)
+            self.model.delete_adapter(name)
+            if not self._low_rank:  # the next one wraps the base anew
+                self.model = self.model.unload()
+        self._set(in_use)
+
     def use(self, name: str | None) -> Any:
         """Let `model` answer as adapter `name`, or as the base alone for None; returns the model.
 
         Raises:
             UserError: no adapter of that name is loaded.
         """
-        if name is not None and name not in self.names:
-            raise UserError(f"adapter '{name}' is not loaded{nearest(name, self.names)}")
+        if name is not None:
+            self._check(name)
         self._set(name)
         return self.model
+
+    def _check(self, name: str) -> None:
+        if name not in self.names:
+            raise UserError(f"adapter '{name}' is not loaded{nearest(name, self.names)}")
 
     def _set(self, name: str | None) -> None:
         for parameter, tensor in self._own.items():

@@ -213,6 +213,40 @@ def test_adapters_on_one_base_answer_as_each_alone(tmp_path: Path) -> None:
     assert low_rank == 2 * verify_adapter(folders["a"])["trainable_parameters"]
 
 
+def test_an_adapter_unloaded_leaves_the_others_and_the_base_as_they_were(tmp_path: Path) -> None:
+    whole = recipe("lora", modules_in_full=["multi_modal_projector"])
+    folders = {
+        "a": make_adapter(tmp_path / "a", whole, seed=1),
+        "b": make_adapter(tmp_path / "b", whole, seed=2),
+        "last": make_adapter(tmp_path / "last", recipe("partial"), seed=3),
+    }
+    alone = {name: answers(folder)[0] for name, folder in folders.items()} | {None: answers(None)[0]}
+    base = load_base("ecg-tiny")
+    adapters = Adapters(base)
+    for name, folder in folders.items():
+        adapters.load(name, folder)
+
+    def check(*names: str | None) -> None:
+        for name in names:
+            found = Reader(base, adapters.use(name)).score([probe_page()], SEVERAL).p_yes
+            np.testing.assert_allclose(found, alone[name], atol=1e-6, err_msg=str(name))
+
+    adapters.use("b")
+    adapters.unload("a")
+    assert (adapters.names, adapters.in_use) == (["b", "last"], "b")
+    check("b", None, "last")
+    adapters.use("b")
+    adapters.unload("b")
+    assert adapters.in_use is None
+    check(None, "last", None)
+    adapters.load("a", folders["a"])
+    check("a", "last", "a")
+    adapters.unload("last")
+    check("a", None)
+    with pytest.raises(UserError, match="'last' is not loaded"):
+        adapters.unload("last")
+
+
 def test_unknown_taken_and_foreign_adapters_are_refused(tmp_path: Path) -> None:
     folder = make_adapter(tmp_path / "a", recipe("lora"))
     adapters = Adapters(load_base("ecg-tiny"))
