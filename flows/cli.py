@@ -467,9 +467,11 @@ def webhook(
         if not subscribe_only:
             print(f"Deliveries are taken at {answer['listens']} (end it with ^C)", flush=True)
 
-    answer = _answer(as_json, work, tell)
+    _answer(as_json, work, tell)
     if not subscribe_only:
-        receiver.serve(answer["model"], host, port, state)
+        from components.params import load_params
+
+        receiver.serve(load_params(), host, port, state)
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -165,6 +166,7 @@ def create_app(
         tell_refused: told the status and the reason of every refusal, for log and ledger.
     """
     from starlette.applications import Starlette
+    from starlette.background import BackgroundTask
     from starlette.concurrency import run_in_threadpool
     from starlette.responses import JSONResponse
     from starlette.routing import Route
@@ -173,8 +175,9 @@ def create_app(
         try:
             return await take(request)
         except Refused as refused:
-            await run_in_threadpool(tell_refused, refused.status, str(refused))
-            return JSONResponse({"status": "refused", "reason": str(refused)}, refused.status)
+            # The sender has its answer first: the ledger may take its time.
+            told = BackgroundTask(tell_refused, refused.status, str(refused))
+            return JSONResponse({"status": "refused", "reason": str(refused)}, refused.status, background=told)
 
     async def take(request: Request) -> JSONResponse:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -347,11 +350,24 @@ def prepare(params: Params, host: str, port: int, url: str | None) -> Document:
     return {"listens": f"http://{host}:{port}{PATH}", "model": params.registry.model, "subscribed": hook}
 
 
-def serve(model: str, host: str, port: int, state: Path) -> None:
+def to_ledger(params: Params, reason: str) -> None:
+    """Record that a delivery was refused.
+
+    Raises:
+        UserError: MLflow or the ledger does not answer.
+    """
+    from components.registry.ledger import open_ledger, refuse
+    from components.registry.store import opened
+
+    with opened(params.registry) as client:
+        refuse(open_ledger(client, params.registry), None, who="webhook", why=reason)
+
+
+def serve(params: Params, host: str, port: int, state: Path) -> None:
     """Take deliveries until ^C.
 
     Args:
-        model: the registered model whose approvals matter.
+        params: the recipe in force: its model, and where MLflow and the ledger are.
         host, port: where to listen.
         state: SQLite file of the deliveries taken.
 
@@ -365,8 +381,8 @@ def serve(model: str, host: str, port: int, state: Path) -> None:
         raise UserError("PREFECT_API_URL: is not set; expected the address of the Prefect server that runs `decide`")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    refusals = Refusals(lambda reason: None)
-    app = create_app(model, read_secret(os.environ), Deliveries(state), wake_decide, refusals)
+    refusals = Refusals(partial(to_ledger, params))
+    app = create_app(params.registry.model, read_secret(os.environ), Deliveries(state), wake_decide, refusals)
     try:
         listener = socket.create_server((host, port))
     except OSError as error:

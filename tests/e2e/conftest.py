@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 from clones import Project, small_clone
+
+# Where registry_project is: what a trained project leaves, without the training.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "registry"))
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ import pytest
 
 PREFECT = str(Path(sys.executable).with_name("prefect"))
 ADMIN = "root-of-all"
+WEBHOOK_CACHE_SECONDS = 3
 
 
 def free_port() -> int:
@@ -199,6 +200,7 @@ def mlflow_for_a_team(folder: Path, database: str, auth_database: str, workers: 
         "MLFLOW_AUTH_ADMIN_PASSWORD": password,
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16),
         "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": Fernet.generate_key().decode(),
+        "MLFLOW_WEBHOOK_CACHE_TTL": str(WEBHOOK_CACHE_SECONDS),
         "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
