@@ -390,11 +390,16 @@ def doctor(
 
 @app.command()
 def interpret(
-    page: Annotated[Path, typer.Argument(metavar="PAGE", help="A picture of an ECG page (PNG, JPEG …).")],
+    page: Annotated[
+        Path, typer.Argument(metavar="PAGE", help="A picture of an ECG page (PNG, JPEG …), or a record (.json).")
+    ],
     version: Annotated[
         int | None, typer.Option("--version", metavar="VERSION", help="This version; default: the champion.")
     ] = None,
     alias: Annotated[str | None, typer.Option("--alias", metavar="ALIAS", help="The version so named.")] = None,
+    question: Annotated[
+        str | None, typer.Option("--question", metavar="TEXT", help="Asked of the page; default: for a report.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Let an adapter read one page. No medical advice: a research tool."""
@@ -404,7 +409,7 @@ def interpret(
         from components.params import load_params
         from flows.interpret import interpret_page
 
-        return interpret_page(load_params(), path, version, alias)
+        return interpret_page(load_params(), path, version, alias, question)
 
     def tell(answer: Document) -> None:
         from flows import show

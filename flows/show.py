@@ -159,7 +159,9 @@ def interpretation(answer: Document) -> None:
         ["", "finding", "probability"],
         [(name, SUPERCLASS_DESCRIPTIONS[name], f"{p:.2f}") for name, p in answer["probabilities"].items()],
     )
-    say(answer["report"])
+    say(f"{answer['question']}\n{answer['answer']}")
+    for flag, meaning in answer["flags"].items():
+        say(f"{flag}: {meaning}")
     say("")
     say(answer["notice"])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -23,8 +24,8 @@ from components.pages.codec import decode, read_file
 from components.pages.draw import draw
 from components.pages.guard import MAX_FILE_MB
 from components.pages.layout import LEADS, PAGE_SECONDS
-from components.pages.spec import PageSpec
-from components.params import UserError
+from components.pages.spec import Artefacts, PageSpec, page_in_style
+from components.params import ExamsParams, UserError
 
 MAX_PATH_CHARACTERS = 4096  # PATH_MAX of Linux: what is longer can only be base64
 MAX_BASE64_CHARACTERS = MAX_FILE_MB * 1_000_000 * 4 // 3 + 100
@@ -91,6 +92,11 @@ def read_record(value: Any, spec: PageSpec) -> Shown:
     if (np.ptp(signal, axis=1) < 1.0).any():
         flags.append("flat-lead")
     return Shown(draw(signal.round().astype(np.int16), rate, spec), tuple(flags), drawn=True)
+
+
+def record_spec(exams: ExamsParams) -> PageSpec:
+    """What the page of a record looks like: the exam's style, as a machine prints it. Numbers pass no scanner."""
+    return dataclasses.replace(page_in_style(exams.style, 0, exams.width_px, exams.height_px), artefacts=Artefacts())
 
 
 def read_question(value: Any) -> str:

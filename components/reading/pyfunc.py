@@ -6,7 +6,6 @@ package, the bases that ship with it and the adapter.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import threading
@@ -22,9 +21,9 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types.schema import AnyType, Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from components.models.signatures import check_folder, policy_of_environment
-from components.pages.spec import Artefacts, PageSpec, page_in_style
+from components.pages.spec import PageSpec
 from components.params import Params, UserError
-from components.reading.inputs import Shown, read_page, read_question, read_record
+from components.reading.inputs import Shown, read_page, read_question, read_record, record_spec
 from components.reading.interpretation import interpret
 from components.reading.readers import Readers
 from components.records.statements import SUPERCLASSES
@@ -64,13 +63,11 @@ def model_config(params: Params) -> dict[str, Any]:
     all. `adapters`: adapters to read by in place of the version's own, name → folder and version; the first answers
     where a request names none.
     """
-    spec = page_in_style(params.exams.style, 0, params.exams.width_px, params.exams.height_px)
     return {
         "threads": params.evaluate.threads,
         "width_px": params.pages.width_px,
         "height_px": params.pages.height_px,
-        # As a machine prints it: a record of numbers has passed no scanner.
-        "record_page": dataclasses.replace(spec, artefacts=Artefacts()).to_dict(),
+        "record_page": record_spec(params.exams).to_dict(),
         "pages_folder": None,
         "adapters": None,
     }
