@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from components.params import Params, UserError
-from components.registry.champion import mirror
-from components.registry.gate import standing_verdict
-from components.registry.store import opened
+from components.registry import ledger
+from components.registry.champion import DECISION_TAGS, Desk, at_desk, own, show
+from components.registry.policy import check_policy, objection, person
+from components.registry.state import Standing
 from components.registry.versions import APPROVED, PASSED, PENDING, REJECTED, Version, read_version
+
+APPROVAL = "approval"  # `action` of a refusal
 
 
 def approve(params: Params, number: int, by: str, note: str | None = None) -> Version:
     """Say that version `number` may become champion; `ecg decide` promotes it.
 
-    The same as setting the tags `approved_by` and `approval` in the MLflow UI.
+    The same as setting the tags `approved_by` and `approval` in the MLflow UI. Where `approval.needed` asks for more
+    than one, the version stays pending until so many different people have approved it.
 
     Raises:
-        UserError: no such version, it did not pass the gate, was decided before, or `by` may not approve.
+        UserError: no such version, it did not pass the gate, was decided before, or `by` may not approve; the refusal
+            is in the ledger.
     """
-    approvers = params.approval.approvers
-    if approvers and by not in approvers:
-        raise UserError(f"--by: found '{by}', expected one of approval.approvers: {', '.join(approvers)}")
+    check_policy(params.approval)
     return _decide(params, number, APPROVED, by, note)
 
 
@@ -27,27 +30,84 @@ def reject(params: Params, number: int, by: str, note: str | None = None) -> Ver
     """Say that version `number` shall not become champion. Anyone may.
 
     Raises:
-        UserError: no such version, it did not pass the gate, or was decided before.
+        UserError: no such version, it did not pass the gate, or was decided before; the refusal is in the ledger.
     """
     return _decide(params, number, REJECTED, by, note)
 
 
-def _decide(params: Params, number: int, approval: str, by: str, note: str | None) -> Version:
+def record_approval(desk: Desk, version: Standing, by: str, note: str | None, via: str) -> bool:
+    """Enter that `by` approves `version`; returns whether there are enough approvals now. The caller has checked it."""
+    needed = desk.params.approval.needed
+    count = len({*version.approvals, by})
+    desk.book.record(
+        ledger.APPROVED,
+        version.number,
+        who=by,
+        why=note or f"approval {count} of {needed}",
+        key=f"approved:{version.number}:{version.asked}:{by}",
+        details={"note": note, "via": via, "count": count, "needed": needed, "enough": count >= needed},
+        after=desk.state().seq,
+    )
+    return count >= needed
+
+
+def record_rejection(desk: Desk, version: Standing, by: str, note: str | None, via: str) -> None:
+    """Enter that `by` rejects `version`. The caller has checked that it is not decided."""
+    desk.book.record(
+        ledger.REJECTED,
+        version.number,
+        who=by,
+        why=note or "rejected",
+        key=f"rejected:{version.number}",
+        details={"note": note, "via": via},
+        after=desk.state().seq,
+    )
+
+
+def _decide(params: Params, number: int, word: str, by: str, note: str | None) -> Version:
     if not by.strip():
         raise UserError("--by: found no name, expected who decides")
-    with opened(params.registry) as client:
-        model = params.registry.model
-        version = read_version(client, model, number)
-        verdict = standing_verdict(client, version)
-        if verdict is None or not verdict.passed or version.gate != PASSED:
-            found = f"failed ({version.gate_reason})" if version.gate else "was not run"
-            raise UserError(f"{version}: its gate {found}; only versions that passed can be decided on")
-        if version.approval != PENDING:
-            whom = f" by {version.approved_by}" if version.approved_by else ""
-            raise UserError(f"{version}: approval is '{version.approval}'{whom} and final; expected 'pending'")
+
+    def work(desk: Desk) -> Version:
+        version = read_version(desk.client, desk.model, number)
+        standing = own(desk.state(), version)
+        if standing is None:
+            raise _refused(desk, number, by, f"{version}: is not in the ledger; register it: ecg retrain")
+        if standing.gate != PASSED:
+            found = f"failed ({standing.gate_reason})" if standing.gate else "was not run"
+            raise _refused(
+                desk, number, by, f"{version}: its gate {found}; only versions that passed can be decided on"
+            )
+        try:
+            who = person(by, "--by")
+        except UserError as error:
+            raise _refused(desk, number, "unknown", str(error)) from None
+        if not _is_open(params, standing, word):
+            whom = f" by {standing.decided_by}" if standing.decided_by else ""
+            text = f"{version}: approval is '{standing.approval}'{whom} and final; expected 'pending'"
+            raise _refused(desk, number, who, text)
+        if word == APPROVED:
+            against = objection(params.approval, standing, who)
+            if against is not None:
+                raise _refused(desk, number, who, f"--by: found '{who}': {against}")
+            record_approval(desk, standing, who, note, "ecg approve")
+        else:
+            record_rejection(desk, standing, who, note, "ecg reject")
         # `approval` last: what acts on it finds the name and the note there.
-        tags = {"approved_by": by.strip(), **({"approval_note": note} if note else {}), "approval": approval}
-        for name, value in tags.items():
-            client.set_model_version_tag(model, str(number), name, value)
-        mirror(client, model)
-        return read_version(client, model, number)
+        show(desk, number, DECISION_TAGS)
+        return read_version(desk.client, desk.model, number)
+
+    return at_desk(params, work)
+
+
+def _is_open(params: Params, version: Standing, word: str) -> bool:
+    """Pending, or approved by fewer than are needed by now."""
+    if version.approval == PENDING:
+        return True
+    short = version.promoted_at is None and len(version.approvals) < params.approval.needed
+    return word == APPROVED and version.approval == APPROVED and short
+
+
+def _refused(desk: Desk, number: int, by: str, why: str) -> UserError:
+    desk.refuse(number, by.strip()[:100], why, APPROVAL)
+    return UserError(why)

@@ -1,106 +1,359 @@
-"""Who is champion: moved in one atomic step, journalled, and mirrored into stages.
+"""What MLflow shows follows from the ledger: who is champion, tags, aliases and stages.
 
-The alias `champion` is the only truth. MLflow replaces an alias in one transaction, so there is never none
-and never two. Everything else (tags, the other aliases, stages) follows from it and can be done again after a
-crash.
+A decision is first an entry of the ledger, written once. Then `settle` makes MLflow say the same: the alias
+`champion` first, which MLflow replaces in one transaction, so that there is never none and never two; tags, the other
+aliases and stages after it. A kill anywhere leaves MLflow showing the decision before or the new one, and the next
+`settle` completes it. What somebody else changed is seen by it, refused, put back, and in the ledger.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from components.models.signatures import SignaturePolicy
-from components.params import UserError
+from components.params import Params, UserError
 from components.registry.files import verify_version
+from components.registry.ledger import (
+    ADOPTED,
+    GATED,
+    REFUSED,
+    RESTORED,
+    WITHDRAWN,
+    Conflict,
+    Entry,
+    Ledger,
+    open_ledger,
+    refuse,
+)
+from components.registry.signing import signature_policy
+from components.registry.state import CHANGE, Standing, State, fold
+from components.registry.store import opened
 from components.registry.versions import (
     APPROVED,
     CHALLENGER,
     CHAMPION,
     NO_VERSION,
     PASSED,
-    PENDING,
     PREVIOUS_CHAMPION,
+    REJECTED,
     Version,
     find_model,
     read_aliases,
-    read_version,
     read_versions,
 )
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-JOURNAL = "champion_move"  # tag of the registered model while a move is under way
+APPLIED = "ledger_applied"  # tag of the registered model: seq of the entry up to which MLflow shows the ledger
 PRODUCTION, STAGING, ARCHIVED, NO_STAGE = "Production", "Staging", "Archived", "None"
+LINEAGE = (
+    *("recipe", "git_rev", "dvc_lock_md5", "data_md5", "base", "base_revision", "adapter_sha256", "training_inputs"),
+    *("exam_sha256", "files_sha256", "trained_by", "signed_by"),
+)
+DECISION_TAGS = ("approved_by", "approval_note", "approval")
+LEDGER_KEEPER = "ecg"  # who, where no person acted
+TRIES = 8  # of a verb, while other processes decide something meanwhile
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """The champion's alias going from version `since` (None: there was none) to version `to`."""
+class Decision:
+    """What became of one version. `fresh` is False for a refusal that stands in the ledger already."""
 
-    kind: Literal["promotion", "rollback"]
-    to: int
-    since: int | None
-    by: str
+    version: int | None
+    action: Literal["promoted", "refused", "completed", "withdrawn", "recorded"]
     reason: str
-    at: str  # ISO 8601, UTC
+    fresh: bool = True
 
 
-def move_champion(client: MlflowClient, model: str, move: Move) -> None:
-    """Journal, move the alias, then everything that follows; the caller has checked that it is allowed."""
-    client.set_registered_model_tag(model, JOURNAL, json.dumps(dataclasses.asdict(move)))
-    client.set_registered_model_alias(model, CHAMPION, str(move.to))
-    _finish(client, model, move)
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where a verb works: MLflow and the ledger of one model."""
+
+    client: MlflowClient
+    params: Params
+    book: Ledger
+
+    @property
+    def model(self) -> str:
+        return self.params.registry.model
+
+    def state(self) -> State:
+        return fold(self.book.entries())
+
+    def refuse(self, version: int | None, who: str, why: str, action: str) -> Decision:
+        """Record a refusal, once."""
+        before = len(self.book.entries())
+        entry = refuse(self.book, version, who=who, why=why, details={"action": action})
+        return Decision(version, "refused", why, fresh=entry.seq > before)
 
 
-def settle(client: MlflowClient, model: str, policy: SignaturePolicy) -> Move | None:
-    """Complete a move that was interrupted; returns it, or None where nothing was left over.
+def at_desk(params: Params, work: Callable[[Desk], Answer]) -> Answer:
+    """Do one verb's work, alone on the store; again from its start where another process was faster.
 
-    A promotion whose alias had not moved yet is forgotten: the version is still approved, and is examined
-    anew like any other. A rollback is carried out, since the person who asked for it may be gone.
+    Raises:
+        UserError: the store cannot be opened, or the ledger does not hold.
     """
-    registered = find_model(client, model)
-    if registered is None or JOURNAL not in registered.tags:
-        return None
-    move = Move(**json.loads(registered.tags[JOURNAL]))
-    champion = read_aliases(client, model).get(CHAMPION)
-    if champion == move.to:
-        _finish(client, model, move)
-        return move
-    if move.kind == "rollback" and champion == move.since and _is_whole(client, model, move.to, policy):
-        move_champion(client, model, move)
-        return move
-    client.delete_registered_model_tag(model, JOURNAL)
-    return None
+    tried = 0
+    while True:
+        tried += 1
+        with opened(params.registry) as client:
+            desk = Desk(client, params, open_ledger(client, params.registry))
+            try:
+                _adopt(desk)
+                return work(desk)
+            except Conflict:
+                if tried == TRIES:
+                    raise
 
 
-def mirror(client: MlflowClient, model: str) -> None:
-    """Make the alias `challenger` and every stage say what aliases and tags say.
+def settle(desk: Desk) -> list[Decision]:
+    """Make MLflow show what the ledger says; returns what was completed, withdrawn or refused on the way.
 
-    Challenger: the newest version after the champion that passed the gate and may still be promoted. Stages:
-    champion Production, challenger Staging, former champions Archived, all others None.
+    A move whose alias has not moved yet is carried out if the version is still whole, and withdrawn otherwise.
+
+    Raises:
+        UserError: the ledger does not hold.
     """
-    versions = read_versions(client, model)
-    champion = _holder(versions, CHAMPION)
-    waiting = (
-        version.number
-        for version in versions
-        if version.number > (champion or 0)
-        and version.gate == PASSED
-        and version.approval in (PENDING, APPROVED)
-        and version.promoted_at is None
+    registered = find_model(desk.client, desk.model)
+    if registered is None:
+        return []
+    entries = desk.book.entries()
+    applied = min(_whole_number(registered.tags.get(APPLIED)), len(entries))
+    shown = _since(entries, applied)
+    versions = {version.number: version for version in read_versions(desk.client, desk.model)}
+    happened = _refuse_changes(desk, versions, shown)
+    state = desk.state()
+    if state.moved > applied:
+        happened.append(_complete(desk, state, versions))
+        state = desk.state()
+    if state.champion != _holder(versions.values(), CHAMPION):
+        _point(desk, versions, CHAMPION, state.champion)
+    for version in versions.values():
+        standing = own(state, version)
+        if standing is not None:
+            _show_tags(desk.client, version, standing, keep=_asked(standing, version))
+    _point(desk, versions, PREVIOUS_CHAMPION, state.previous)
+    _show_waiting(desk, state, versions)
+    for version in versions.values():
+        former = state.versions[version.number].promoted_at if version.number in state.versions else None
+        if version.number == state.champion:
+            _show_stage(desk.client, version, PRODUCTION)
+        elif former is not None:
+            _show_stage(desk.client, version, ARCHIVED)
+    _record_restored(desk)
+    seq = str(len(desk.book.entries()))
+    if registered.tags.get(APPLIED) != seq:
+        desk.client.set_registered_model_tag(desk.model, APPLIED, seq)
+    return happened
+
+
+def show(desk: Desk, number: int, names: Sequence[str] | None = None) -> None:
+    """Make one version's tags, the challenger's alias and the waiting ones' stages follow the ledger.
+
+    What gate and approval may write: the champion is `settle`'s. `names`: only these tags, in their order.
+    """
+    state = desk.state()
+    versions = {version.number: version for version in read_versions(desk.client, desk.model)}
+    version = versions.get(number)
+    standing = None if version is None else own(state, version)
+    if version is not None and standing is not None:
+        _show_tags(desk.client, version, standing, keep=_asked(standing, version), only=names)
+    _show_waiting(desk, state, versions)
+
+
+def record_verdict(client: MlflowClient, params: Params, version: Version, verdict: bytes, passed: bool, reason: str,
+                   champion: int | None) -> None:  # fmt: skip
+    """Enter a verdict of the gate, whose text is `verdict`, and show it. What was approved without one is void.
+
+    Raises:
+        UserError: the version is not in the ledger, or the ledger does not hold.
+    """
+    desk = Desk(client, params, open_ledger(client, params.registry))
+    state = desk.state()
+    standing = own(state, version)
+    if standing is None:
+        raise UserError(f"{version}: is not in the ledger as it stands in MLflow; register it again: ecg retrain")
+    if standing.gate != PASSED and standing.approval != REJECTED:
+        # Before the verdict: a kill in between must not make an approval of it that was typed without one.
+        for name in DECISION_TAGS:
+            if name in version.tags:
+                client.delete_model_version_tag(version.model, str(version.number), name)
+    verdicts = sum(entry.event == GATED and entry.version == version.number for entry in desk.book.entries())
+    desk.book.record(
+        GATED,
+        version.number,
+        who="gate",
+        why=reason,
+        key=f"gated:{version.number}:{verdicts + 1}",
+        details={"passed": passed, "champion": champion, "verdict_sha256": hashlib.sha256(verdict).hexdigest()},
+        after=state.seq,
     )
-    challenger = max(waiting, default=None)
-    _point(client, model, versions, CHALLENGER, challenger)
-    stages = {challenger: STAGING, champion: PRODUCTION}
-    for version in versions:
-        former = ARCHIVED if version.promoted_at is not None else NO_STAGE
-        _show_stage(client, version, stages.get(version.number, former))
+    show(desk, version.number)
+
+
+def _adopt(desk: Desk) -> None:
+    """Begin the ledger of a model that is older than it: what has been champion stays, all else is gated anew."""
+    if desk.state().begun:
+        return
+    versions = read_versions(desk.client, desk.model)
+    if not versions:
+        return
+    aliases = read_aliases(desk.client, desk.model)
+    known = [
+        {"version": one.number, "run_id": one.run_id, "source": one.source, "tags": dict(one.tags), "lineage": LINEAGE}
+        for one in versions
+    ]
+    details = {
+        "versions": known,
+        "champion": aliases.get(CHAMPION),
+        "previous": aliases.get(PREVIOUS_CHAMPION),
+    }
+    why = f"{len(known)} versions were in MLflow before this ledger was begun"
+    desk.book.record(ADOPTED, None, who=LEDGER_KEEPER, why=why, key="adopted", details=details)
+
+
+def _since(entries: Sequence[Entry], applied: int) -> list[State]:
+    """The states that MLflow may rightly show after a kill: that of entry `applied` and those after it."""
+    states = [fold(entries[:applied])]
+    states += [fold(entries[:seq]) for seq in range(applied + 1, len(entries) + 1)]
+    return states
+
+
+def _refuse_changes(desk: Desk, versions: Mapping[int, Version], shown: Sequence[State]) -> list[Decision]:
+    """Refuse what was changed in MLflow by something else than this project's verbs."""
+    found = []
+    now = shown[-1]
+    for version in versions.values():
+        standing = own(now, version)
+        if standing is None or (standing.adopted and own(shown[0], version) is None):
+            continue
+        legal = [tags for state in shown if (tags := _tags_in(state, version)) is not None]
+        changed = []
+        for name, value in standing.tags().items():
+            says = _said(version, name)
+            typed = name in standing.typed() or (name == "approved_by" and says in standing.approvals)
+            if not typed and says not in {tags[name] for tags in legal}:
+                changed.append(f"tag {name} says {_quoted(says)}, expected {_quoted(value)}")
+        if changed:
+            found.append(desk.refuse(version.number, LEDGER_KEEPER, f"{'; '.join(changed)}; it is put back", CHANGE))
+    holder = _holder(versions.values(), CHAMPION)
+    gone = holder is None and now.champion is not None and now.champion not in versions
+    if holder not in {state.champion for state in shown} and not gone:
+        why = f"alias {CHAMPION} stood at {holder or NO_VERSION}, expected {now.champion or NO_VERSION}; it is put back"
+        before = len(desk.book.entries())
+        details = {"action": CHANGE, "alias": CHAMPION}
+        entry = refuse(desk.book, now.champion, who=LEDGER_KEEPER, why=why, details=details)
+        found.append(Decision(now.champion, "refused", why, fresh=entry.seq > before))
+    return found
+
+
+def _complete(desk: Desk, state: State, versions: Mapping[int, Version]) -> Decision:
+    """Say that the last move may be carried out, or withdraw it where its alias has not moved and its files changed."""
+    move = desk.book.entries()[state.moved - 1]
+    kind = "rollback" if move.event == "rolled back" else "promotion"
+    if move.event == WITHDRAWN or state.champion == _holder(versions.values(), CHAMPION):
+        return Decision(move.version, "completed", f"an interrupted {kind} was completed")
+    number = state.champion
+    assert number is not None  # a move has a target
+    try:
+        version = versions.get(number)
+        standing = None if version is None else own(state, version)
+        if version is None or standing is None:
+            raise UserError(f"version {number} is not in MLflow as it was registered")
+        verify_version(registered_as(version, standing), signature_policy(desk.params))
+    except UserError as error:
+        why = f"an interrupted {kind} could not be completed: {error}"
+        desk.book.record(WITHDRAWN, number, who=LEDGER_KEEPER, why=why, key=f"withdrawn:{move.seq}", after=state.seq)
+        return Decision(number, "withdrawn", why)
+    return Decision(number, "completed", f"an interrupted {kind} was completed")
+
+
+def _record_restored(desk: Desk) -> None:
+    state = desk.state()
+    for entry in reversed(desk.book.entries()):
+        if entry.event != REFUSED or entry.details.get("action") != CHANGE:
+            continue
+        alias = entry.details.get("alias")
+        is_open = state.alias_changed if alias else entry.version is not None and state.versions[entry.version].changed
+        if not is_open:
+            continue
+        what = {"alias": alias} if alias else {}
+        why = f"as it was before: {entry.why.removesuffix('; it is put back')}"
+        desk.book.record(RESTORED, entry.version, who=LEDGER_KEEPER, why=why, key=f"restored:{entry.seq}", details=what)
+        state = desk.state()
+
+
+def registered_as(version: Version, standing: Standing) -> Version:
+    """`version` with the hashes it was registered with, whatever its tags say."""
+    known = standing.lineage.get
+    return dataclasses.replace(version, adapter_sha256=known("adapter_sha256"), files_sha256=known("files_sha256"))
+
+
+def own(state: State, version: Version) -> Standing | None:
+    """The standing of `version`; None where the ledger does not know it, or knows another one by its number."""
+    standing = state.versions.get(version.number)
+    if standing is None or (standing.run_id, standing.source) != (version.run_id, version.source):
+        return None
+    return standing
+
+
+def _tags_in(state: State, version: Version) -> dict[str, str | None] | None:
+    standing = own(state, version)
+    return None if standing is None else standing.tags()
+
+
+def _said(version: Version, name: str) -> str | None:
+    """What a tag says, without what people leave around a word."""
+    if name == "approval":
+        return version.approval or None
+    text = version.tags.get(name)
+    return (text or "").strip() or None if name in DECISION_TAGS else text
+
+
+def _asked(standing: Standing, version: Version) -> tuple[str, ...]:
+    """The tags that say what a person asks for, to be left alone; not a decision that is counted already."""
+    if standing.approval in (APPROVED, REJECTED):
+        return ()
+    asks = version.approval in (APPROVED, REJECTED)
+    counted = version.approval == APPROVED and _said(version, "approved_by") in standing.approvals
+    return ("approved_by", "approval_note", *(("approval",) if asks and not counted else ()))
+
+
+def _show_tags(
+    client: MlflowClient,
+    version: Version,
+    standing: Standing,
+    *,
+    keep: Sequence[str] = (),
+    only: Sequence[str] | None = None,
+) -> None:
+    tags = standing.tags()
+    for name in tags if only is None else only:
+        value = tags[name]
+        if name in keep or version.tags.get(name) == value:
+            continue
+        if value is None:
+            client.delete_model_version_tag(version.model, str(version.number), name)
+        else:
+            client.set_model_version_tag(version.model, str(version.number), name, value)
+
+
+def _show_waiting(desk: Desk, state: State, versions: Mapping[int, Version]) -> None:
+    challenger = state.challenger()
+    _point(desk, versions, CHALLENGER, challenger)
+    for version in versions.values():
+        standing = state.versions.get(version.number)
+        if version.number == state.champion or (standing is not None and standing.promoted_at is not None):
+            continue
+        if not {CHAMPION, PREVIOUS_CHAMPION} & set(version.aliases):
+            _show_stage(desk.client, version, STAGING if version.number == challenger else NO_STAGE)
 
 
 def _show_stage(client: MlflowClient, version: Version, stage: str) -> None:
@@ -111,62 +364,21 @@ def _show_stage(client: MlflowClient, version: Version, stage: str) -> None:
             client.transition_model_version_stage(version.model, str(version.number), stage)
 
 
-def _finish(client: MlflowClient, model: str, move: Move) -> None:
-    versions = read_versions(client, model)
-    known = {version.number: version for version in versions}
-    new = known[move.to]
-    if move.kind == "promotion":
-        _tag(client, new, promoted_from=str(move.since or NO_VERSION), promoted_at=move.at)
-        _untag(client, new, "promotion_refused")
-        previous = move.since
-    else:
-        _untag(client, new, "rolled_back_to", "rolled_back_by", "rolled_back_at", "rolled_back_reason")
-        left = {"to": str(move.to), "by": move.by, "at": move.at, "reason": move.reason}
-        for version in versions:
-            if version.number == move.since:
-                _tag(client, version, **{f"rolled_back_{name}": text for name, text in left.items()})
-        previous = _predecessor(known, new, move.since)
-    _point(client, model, versions, PREVIOUS_CHAMPION, previous)
-    mirror(client, model)
-    client.delete_registered_model_tag(model, JOURNAL)
-
-
-def _predecessor(known: Mapping[int, Version], version: Version, left: int | None) -> int | None:
-    """The champion before `version`, passing over the one just left and those that were rolled back."""
-    before: Version | None = version
-    while before is not None and before.promoted_from not in (None, NO_VERSION):
-        before = known.get(int(str(before.promoted_from)))
-        if before is not None and before.number != left and before.rolled_back_reason is None:
-            return before.number
-    return None
-
-
-def _is_whole(client: MlflowClient, model: str, number: int, policy: SignaturePolicy) -> bool:
-    try:
-        verify_version(read_version(client, model, number), policy)
-    except UserError:
-        return False
-    return True
-
-
-def _holder(versions: Sequence[Version], alias: str) -> int | None:
+def _holder(versions: Iterable[Version], alias: str) -> int | None:
     return next((version.number for version in versions if alias in version.aliases), None)
 
 
-def _point(client: MlflowClient, model: str, versions: Sequence[Version], alias: str, number: int | None) -> None:
-    holder = _holder(versions, alias)
+def _point(desk: Desk, versions: Mapping[int, Version], alias: str, number: int | None) -> None:
+    holder = _holder(versions.values(), alias)
     if number is None and holder is not None:
-        client.delete_registered_model_alias(model, alias)
-    if number is not None and holder != number:
-        client.set_registered_model_alias(model, alias, str(number))
+        desk.client.delete_registered_model_alias(desk.model, alias)
+    if number is not None and number in versions and holder != number:
+        desk.client.set_registered_model_alias(desk.model, alias, str(number))
 
 
-def _tag(client: MlflowClient, version: Version, **tags: str) -> None:
-    for name, value in tags.items():
-        client.set_model_version_tag(version.model, str(version.number), name, value)
+def _whole_number(text: str | None) -> int:
+    return int(text) if text is not None and text.isdecimal() else 0
 
 
-def _untag(client: MlflowClient, version: Version, *names: str) -> None:
-    for name in names:
-        if name in version.tags:
-            client.delete_model_version_tag(version.model, str(version.number), name)
+def _quoted(text: str | None) -> str:
+    return "nothing" if text is None else f"'{text[:200]}'"

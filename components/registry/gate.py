@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from components.models.adapters import verify_adapter
 from components.params import EvaluateParams, GateParams, Params, ThresholdRule, UserError, to_dict
-from components.registry.champion import mirror
+from components.registry.champion import Desk, at_desk, record_verdict, show
 from components.registry.describe import describe
 from components.registry.files import (
     ADAPTER,
@@ -33,14 +33,11 @@ from components.registry.files import (
     verify_version,
 )
 from components.registry.signing import signature_policy
-from components.registry.store import opened
 from components.registry.versions import (
     CHAMPION,
     FAILED,
     NO_VERSION,
     PASSED,
-    PENDING,
-    REJECTED,
     Version,
     read_aliases,
     read_version,
@@ -104,10 +101,12 @@ def gate_version(params: Params, number: int, root: Path = Path()) -> Verdict:
         and
             cannot, or the store cannot be opened. There is no verdict then.
     """
-    with opened(params.registry) as client:
-        verdict = judge(client, params, read_version(client, params.registry.model, number), root)
-        mirror(client, params.registry.model)
-        return verdict
+
+    def work(desk: Desk) -> Verdict:
+        show(desk, number)  # what an interrupted gate has entered already
+        return judge(desk.client, params, read_version(desk.client, desk.model, number), root)
+
+    return at_desk(params, work)
 
 
 def judge(client: MlflowClient, params: Params, version: Version, root: Path) -> Verdict:
@@ -122,7 +121,7 @@ def judge(client: MlflowClient, params: Params, version: Version, root: Path) ->
     predictions = read_artifact_table(client, version.run_id, "predictions.parquet")
     champion = None if number is None else _champion(client, params, version, number, root)
     verdict = gate(params.gate, params.evaluate, metrics, predictions, champion)
-    _write_verdict(client, params, version, metrics, verdict, had_passed=standing is not None and standing.passed)
+    _write_verdict(client, params, version, metrics, verdict)
     return verdict
 
 
@@ -156,12 +155,16 @@ def gate(
 def standing_verdict(client: MlflowClient, version: Version) -> Verdict | None:
     """The verdict written when the gate last ran on `version` to its end; None if it did not.
 
-    The tag alone is no verdict: anyone who may edit tags could have typed it.
+    The tag alone is no verdict: anyone who may edit tags could have typed it. `gate_sha256`, which the ledger gives and
+    keeps, names the text that counts.
     """
     try:
-        tree = read_artifact_json(client, version.run_id, VERDICT_FILE)
+        text = read_artifact_text(client, version.run_id, VERDICT_FILE)
     except UserError:
         return None
+    if hashlib.sha256(text.encode()).hexdigest() != version.tags.get("gate_sha256"):
+        return None
+    tree = json.loads(text)
     if version.gate != (PASSED if tree["passed"] else FAILED):
         return None
     rules = tuple(
@@ -334,21 +337,10 @@ def _write_verdict(
     version: Version,
     metrics: Mapping[str, Any],
     verdict: Verdict,
-    had_passed: bool,
 ) -> None:
-    """Write the verdict; the tag `gate` comes last, so that an interrupted gate has not passed.
-
-    `approval` starts anew unless the version had passed before: what was typed while there was no verdict, or
-    a failed one, approves nothing. A rejection stays.
-    """
+    """Log the verdict and tell it on the version's page; in the ledger, and by it in the tags, it stands last."""
     model, number = version.model, str(version.number)
-    client.log_text(version.run_id, json.dumps(dataclasses.asdict(verdict), indent=1), VERDICT_FILE)
+    text = json.dumps(dataclasses.asdict(verdict), indent=1)
+    client.log_text(version.run_id, text, VERDICT_FILE)
     client.update_model_version(model, number, describe(params.gate, metrics, version.tags, verdict))
-    client.set_model_version_tag(model, number, "gate_reason", verdict.reason)
-    if not had_passed and version.approval != REJECTED:
-        for tag in {"approval", "approved_by", "promotion_refused"} & version.tags.keys():
-            client.delete_model_version_tag(model, number, tag)
-        if verdict.passed:
-            client.set_model_version_tag(model, number, "approval", PENDING)
-    client.set_model_version_tag(model, number, "gate_champion", str(verdict.champion or NO_VERSION))
-    client.set_model_version_tag(model, number, "gate", PASSED if verdict.passed else FAILED)
+    record_verdict(client, params, version, text.encode(), verdict.passed, verdict.reason, verdict.champion)

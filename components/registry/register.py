@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import math
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from components.models.adapters import WEIGHTS, verify_adapter
 from components.params import Params, UserError, to_dict
+from components.registry.champion import Desk, at_desk, own
 from components.registry.describe import describe
-from components.registry.files import ADAPTER, folder_sha256, refuse_pickles
+from components.registry.files import ADAPTER, folder_sha256, read_artifact_json, refuse_pickles
+from components.registry.ledger import REGISTERED
 from components.registry.signing import SIGNED_BY, sign_served, signing_key
-from components.registry.store import opened
-from components.registry.versions import find_model, find_registered
+from components.registry.state import Standing
+from components.registry.versions import find_model, read_versions
+from components.storage import sha256
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,11 +70,12 @@ def register(params: Params, root: Path, *, git_rev: str, dvc_lock_md5: str, dat
         UserError: an output is missing, the adapter is not what its manifest says, there is a pickle, or the
             store cannot be opened.
     """
-    with opened(params.registry) as client:
-        model = params.registry.model
-        known = find_registered(client, model, dvc_lock_md5)
+
+    def work(desk: Desk) -> Registered:
+        known = _find(desk, dvc_lock_md5)
         if known is not None:
-            return Registered(model, known.number, known.run_id, created=False)
+            return known
+        client = desk.client
         for name in EVIDENCE:
             if not (root / name).exists():
                 raise UserError(f"{root / name}: is missing; expected it from the pipeline; run: dvc repro")
@@ -85,6 +91,7 @@ def register(params: Params, root: Path, *, git_rev: str, dvc_lock_md5: str, dat
             "adapter_sha256": str(manifest["files"][WEIGHTS]),
             "training_inputs": str(manifest.get("inputs_sha256", "")),
             "exam_sha256": _exam_sha256(root / "data/exams/manifest.json", params.gate.primary_exam),
+            "trained_by": trainer(),
         }
         run_id = _start_run(client, params, lineage)
         try:
@@ -96,7 +103,15 @@ def register(params: Params, root: Path, *, git_rev: str, dvc_lock_md5: str, dat
         except BaseException:
             client.set_terminated(run_id, "FAILED")
             raise
-        return _create_version(client, params, run_id, {**lineage, **served}, metrics)
+        evidence = {Path(name).name: sha256(root / name) for name in EVIDENCE if (root / name).is_file()}
+        return _create_version(desk, run_id, {**lineage, **served}, evidence)
+
+    return at_desk(params, work)
+
+
+def trainer() -> str:
+    """Who registers: the account at the MLflow server, else the login on this machine."""
+    return os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
 
 
 def _start_run(client: MlflowClient, params: Params, lineage: dict[str, str]) -> str:
@@ -200,20 +215,60 @@ def _example(params: Params) -> pd.DataFrame:
     return pd.DataFrame({"page": [base64.b64encode(page).decode()], "question": ["Is this a normal ECG?"]})
 
 
-def _create_version(
-    client: MlflowClient, params: Params, run_id: str, tags: dict[str, str], metrics: dict[str, Any]
-) -> Registered:
-    model = params.registry.model
-    if find_model(client, model) is None:
-        client.create_registered_model(model, description=f"Adapters of the recipe {params.recipe}.")
-    created = client.create_model_version(
-        model,
-        source=f"{client.get_run(run_id).info.artifact_uri}/{SERVED}",
-        run_id=run_id,
-        tags=tags,
-        description=describe(params.gate, metrics, tags, verdict=None),
+def _find(desk: Desk, dvc_lock_md5: str) -> Registered | None:
+    """The version that the ledger has for this `dvc.lock`; made in MLflow now where a kill came in between."""
+    made = [one for one in desk.state().versions.values() if one.lineage.get("dvc_lock_md5") == dvc_lock_md5]
+    if not made:
+        return None
+    versions = {version.number: version for version in read_versions(desk.client, desk.model)}
+    for one in made:
+        if one.number in versions and own(desk.state(), versions[one.number]) is not None:
+            return Registered(desk.model, one.number, one.run_id, created=False)
+    return _create(desk, made[-1])
+
+
+def _create_version(desk: Desk, run_id: str, tags: dict[str, str], evidence: dict[str, str]) -> Registered:
+    model = desk.model
+    if find_model(desk.client, model) is None:
+        desk.client.create_registered_model(model, description=f"Adapters of the recipe {desk.params.recipe}.")
+    source = f"{desk.client.get_run(run_id).info.artifact_uri}/{SERVED}"
+    _enter(desk, _next_number(desk), run_id, source, tags, evidence)
+    return _create(desk, desk.state().versions[max(desk.state().versions)])
+
+
+def _next_number(desk: Desk) -> int:
+    """The number that MLflow will give: one more than the highest."""
+    taken = {version.number for version in read_versions(desk.client, desk.model)}
+    return max(taken | desk.state().versions.keys(), default=0) + 1
+
+
+def _enter(
+    desk: Desk, number: int, run_id: str, source: str, tags: Mapping[str, str], evidence: Mapping[str, str]
+) -> None:
+    desk.book.record(
+        REGISTERED,
+        number,
+        who=tags["trained_by"],
+        why=f"recipe {tags['recipe']} at {tags['git_rev'][:8]}",
+        key=f"registered:{number}:{run_id}",
+        details={"run_id": run_id, "source": source, "tags": dict(tags), "evidence": dict(evidence)},
     )
-    return Registered(model, int(created.version), run_id, created=True)
+
+
+def _create(desk: Desk, entered: Standing) -> Registered:
+    """Make in MLflow the version that the ledger has already."""
+    metrics = read_artifact_json(desk.client, entered.run_id, "metrics.json")
+    created = desk.client.create_model_version(
+        desk.model,
+        source=entered.source,
+        run_id=entered.run_id,
+        tags=entered.lineage,
+        description=describe(desk.params.gate, metrics, entered.lineage, verdict=None),
+    )
+    number = int(created.version)
+    if number != entered.number:  # somebody else's version took the number, or it was one deleted before
+        _enter(desk, number, entered.run_id, entered.source, entered.lineage, entered.evidence)
+    return Registered(desk.model, number, entered.run_id, created=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

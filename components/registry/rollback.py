@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from dataclasses import dataclass
 
 from components.params import Params, UserError
-from components.registry.champion import Move, move_champion, settle
+from components.registry import ledger
+from components.registry.champion import Desk, at_desk, own, registered_as, settle
 from components.registry.files import verify_version
+from components.registry.policy import person
 from components.registry.signing import signature_policy
-from components.registry.store import opened
-from components.registry.versions import CHAMPION, PASSED, PREVIOUS_CHAMPION, read_aliases, read_version
+from components.registry.versions import PASSED, read_version
+
+ROLLBACK = "rollback"  # `action` of a refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """The champion going from version `since` back to version `to`."""
+
+    to: int
+    since: int
+    by: str
+    reason: str
+    at: str  # ISO 8601, UTC
 
 
 def rollback(params: Params, reason: str, by: str, to: int | None = None) -> Move:
@@ -20,28 +34,43 @@ def rollback(params: Params, reason: str, by: str, to: int | None = None) -> Mov
 
     Raises:
         UserError: no champion or none before it, `to` was never champion or did not pass the gate, its files
-            were changed, no reason or name was given, or the store cannot be opened.
+            were changed, no reason or name was given, or the store cannot be opened. What was refused is in the ledger.
     """
     for option, text in (("--reason", reason), ("--by", by)):
         if not text.strip():
             raise UserError(f"{option}: found nothing, expected a few words that stay on record")
-    with opened(params.registry) as client:
-        model = params.registry.model
-        settle(client, model, signature_policy(params))
-        aliases = read_aliases(client, model)
-        champion = aliases.get(CHAMPION)
+    who = person(by, "--by")
+
+    def work(desk: Desk) -> Move:
+        settle(desk)
+        state = desk.state()
+        champion = state.champion
         if champion is None:
-            raise UserError(f"'{model}' has no champion; there is nothing to roll back")
-        number = aliases.get(PREVIOUS_CHAMPION) if to is None else to
+            raise UserError(f"'{desk.model}' has no champion; there is nothing to roll back")
+        number = state.previous if to is None else to
         if number is None:
-            raise UserError(f"'{model}' has no previous champion; name a former one: ecg rollback --to VERSION")
-        target = read_version(client, model, number)
+            raise UserError(f"'{desk.model}' has no previous champion; name a former one: ecg rollback --to VERSION")
+        version = read_version(desk.client, desk.model, number)
         if number == champion:
-            raise UserError(f"{target}: is the champion already")
-        if target.promoted_at is None or target.gate != PASSED:
-            raise UserError(f"{target}: was never champion; expected one that was: see ecg status")
-        verify_version(target, signature_policy(params))
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        move = Move("rollback", number, champion, by.strip(), reason.strip(), now)
-        move_champion(client, model, move)
-        return move
+            raise UserError(f"{version}: is the champion already")
+        standing = own(state, version)
+        try:
+            if standing is None or standing.promoted_at is None or standing.gate != PASSED:
+                raise UserError(f"{version}: was never champion; expected one that was: see ecg status")
+            verify_version(registered_as(version, standing), signature_policy(params))
+        except UserError as error:
+            desk.refuse(number, who, f"rollback to it: {error}", ROLLBACK)
+            raise
+        entry = desk.book.record(
+            ledger.ROLLED_BACK,
+            number,
+            who=who,
+            why=reason.strip(),
+            key=f"rolled back:{number}:{state.seq}",
+            details={"from": champion},
+            after=state.seq,
+        )
+        settle(desk)
+        return Move(number, champion, who, reason.strip(), entry.at)
+
+    return at_desk(params, work)

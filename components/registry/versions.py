@@ -48,6 +48,7 @@ class Version:
     approval: str | None  # pending | approved | rejected
     approved_by: str | None
     approval_note: str | None
+    trained_by: str | None  # who registered it
     promoted_at: str | None
     promoted_from: str | None  # number of the champion it replaced, or 'none'
     promotion_refused: str | None
@@ -160,7 +161,7 @@ def _version(entry: Any, aliases: Mapping[str, int]) -> Version:
             for name in (
                 "recipe", "git_rev", "dvc_lock_md5", "data_md5", "base", "base_revision", "adapter_sha256",
                 "files_sha256", "exam_sha256", "gate_reason", "gate_champion", "approved_by", "approval_note",
-                "promoted_at", "promoted_from", "promotion_refused", "rolled_back_reason",
+                "trained_by", "promoted_at", "promoted_from", "promotion_refused", "rolled_back_reason",
             )
         },
     )  # fmt: skip

@@ -21,7 +21,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """States: empty; champion (version 1 serves); challenger (and version 2, better, waits for approval)."""
     default = load_params(REPOSITORY / "params.yaml")
     folder = tmp_path_factory.mktemp("store")
-    registry = dataclasses.replace(default.registry, tracking_uri=f"sqlite:///{folder}/mlruns/mlflow.db")
+    registry = dataclasses.replace(
+        default.registry, tracking_uri=f"sqlite:///{folder}/mlruns/mlflow.db", ledger=f"{folder}/mlruns/ledger"
+    )
     evaluate = dataclasses.replace(default.evaluate, resamples=100)
     gate = dataclasses.replace(default.gate, min_records=50)
     params = dataclasses.replace(default, registry=registry, evaluate=evaluate, gate=gate)

@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +23,10 @@ from components.models.adapters import CONFIG, WEIGHTS
 from components.models.bases import write_manifest
 from components.params import Params
 from components.records.statements import SUPERCLASSES
+from components.registry.approve import approve
+from components.registry.ledger import GATED, REGISTERED, Entry, open_ledger
 from components.registry.register import Registered, register
+from components.registry.state import fold
 from components.registry.store import connect
 from components.registry.versions import Version, read_aliases, read_version, read_versions
 
@@ -44,14 +48,16 @@ class Store:
 
     def keep(self, state: str) -> None:
         self._copy(self.folder / "mlflow.db", self.kept / f"{state}.db")
-        if (self.folder / "artifacts").exists():
-            shutil.copytree(self.folder / "artifacts", self.kept / state)
+        for name in ("artifacts", "ledger"):
+            if (self.folder / name).exists():
+                shutil.copytree(self.folder / name, self.kept / state / name)
 
     def set_back(self, state: str) -> None:
         self._copy(self.kept / f"{state}.db", self.folder / "mlflow.db")
-        shutil.rmtree(self.folder / "artifacts", ignore_errors=True)
-        if (self.kept / state).exists():
-            shutil.copytree(self.kept / state, self.folder / "artifacts", copy_function=os.link)
+        for name in ("artifacts", "ledger"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            if (self.kept / state / name).exists():
+                shutil.copytree(self.kept / state / name, self.folder / name, copy_function=os.link)
 
     def _copy(self, source: Path, target: Path) -> None:
         # SQLite's own backup: MLflow keeps connections open.
@@ -151,16 +157,32 @@ def served_folder(params: Params, number: int) -> Path:
     return folder
 
 
-def twin(params: Params, number: int) -> int:
-    """Another version with the files, run and verdict of version `number`, approved: quick to make."""
-    version = version_of(params, number)
-    lineage = {"adapter_sha256", "files_sha256", "exam_sha256", "gate_reason", "gate"}
-    tags = {name: value for name, value in version.tags.items() if name in lineage}
-    champion = str(aliases_of(params).get("champion", "none"))
-    created = connect(params.registry).create_model_version(
-        version.model,
-        source=version.source,
-        run_id=version.run_id,
-        tags={**tags, "gate_champion": champion, "approval": "approved", "approved_by": "Ada"},
-    )
-    return int(created.version)
+def twin(params: Params, number: int, approved: bool = True) -> int:
+    """Another version with the files, run and verdict of version `number`, approved by Ada: quick to make."""
+    client = connect(params.registry)
+    book = open_ledger(client, params.registry)
+    state = fold(book.entries())
+    old, new = state.versions[number], max(state.versions) + 1
+    lineage = {**old.lineage, "dvc_lock_md5": f"{new:032}"}
+    details: dict[str, Any] = {"run_id": old.run_id, "source": old.source, "tags": lineage, "evidence": old.evidence}
+    book.record(REGISTERED, new, who="trainer", why="a twin", key=f"registered:{new}", details=details)
+    client.create_model_version(params.registry.model, source=old.source, run_id=old.run_id, tags=lineage)
+    # As a gate whose verdict is the twin's: its text is the one that lies with the run.
+    details = {"passed": True, "champion": state.champion, "verdict_sha256": old.gate_sha256}
+    book.record(GATED, new, who="gate", why=str(old.gate_reason), key=f"gated:{new}:1", details=details)
+    if approved:
+        approve(params, new, by="Ada")
+        for name, value in fold(book.entries()).versions[new].tags().items():
+            if value is not None:
+                client.set_model_version_tag(params.registry.model, str(new), name, value)
+    return new
+
+
+def events_of(params: Params, number: int | None = None) -> list[str]:
+    """The events of the ledger, oldest first; of one version if `number` is given."""
+    entries = open_ledger(connect(params.registry), params.registry).entries()
+    return [entry.event for entry in entries if number is None or entry.version == number]
+
+
+def entries_of(params: Params) -> list[Entry]:
+    return list(open_ledger(connect(params.registry), params.registry).entries())

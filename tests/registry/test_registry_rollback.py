@@ -26,7 +26,7 @@ def three(params: Params, champion: int) -> tuple[int, int, int]:
 def test_the_previous_champion_serves_again(params: Params, three: tuple[int, int, int]) -> None:
     first, second, third = three
     move = rollback(params, reason="misses infarctions at night", by="Ada")
-    assert (move.kind, move.since, move.to) == ("rollback", third, second)
+    assert (move.since, move.to, move.by) == (third, second, "Ada")
     assert aliases_of(params) == {"champion": second, "previous-champion": first}
     assert stages_of(params) == {first: "Archived", second: "Production", third: "Archived"}
     left = version_of(params, third)
