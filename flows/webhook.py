@@ -138,10 +138,12 @@ def approval_in(delivery: str, body: bytes, model: str) -> Approval | None:
         kind, data = (document["entity"], document["action"]), document["data"]
         if kind != ("model_version_tag", "set") or data["key"] != "approval" or data["name"] != model:
             return None
+        if data["value"].strip().lower() == "pending":  # the gate's: there is nothing to decide yet
+            return None
         name, number = data["name"], data["version"]
         if not (isinstance(number, str) and VERSION.fullmatch(number)):
             raise Refused(400, "data.version: expected a version's number")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Refused(400, "expected a JSON object with entity, action and data, as MLflow sends it") from error
     return Approval(delivery, str(name), int(number))
 

@@ -47,7 +47,7 @@ from components.registry.ledger import open_ledger
 from components.registry.promote import decide
 from components.registry.store import connect
 from components.registry.versions import Version, read_aliases, read_versions
-from flows.webhook import PATH
+from flows.webhook import PATH, prepare
 
 pytestmark = pytest.mark.slow
 
@@ -357,17 +357,15 @@ def test_an_approval_is_acted_on_through_the_webhook(pipeline: Pipeline) -> None
     """No schedule is deployed: only the webhook can have started the run."""
     team = pipeline.team
     with pipeline.receiving():
-        subscribe = [sys.executable, "-m", "flows.cli", "webhook", "--url", pipeline.address, "--subscribe-only"]
-        as_decider = {**pipeline.environment, **team.mlflow.environment("decider")}
-        refused = subprocess.run(subscribe, cwd=pipeline.root, env=as_decider, capture_output=True, text=True)
-        assert (refused.returncode, "admin's account" in refused.stderr) == (2, True), refused.stderr
-        as_admin = {**pipeline.environment, **team.mlflow.environment(ADMIN)}
-        for _ in range(2):  # again: the same subscription, not another
-            done = subprocess.run(
-                [*subscribe, "--json"], cwd=pipeline.root, env=as_admin, capture_output=True, text=True
-            )
-            assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["subscribed"]["url"] == pipeline.address
+        port = int(pipeline.address.rpartition(":")[2].partition("/")[0])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ECG_WEBHOOK_SECRET", pipeline.environment["ECG_WEBHOOK_SECRET"])
+            with team.as_account("decider"), pytest.raises(UserError, match="admin's account"):
+                prepare(team.params, "127.0.0.1", port, pipeline.address)
+            with team.as_account(ADMIN):
+                for _ in range(2):  # again: the same subscription, not another
+                    answer = prepare(team.params, "127.0.0.1", port, pipeline.address)
+        assert answer["subscribed"]["url"] == answer["listens"] == pipeline.address
         assert len(team.mlflow.call(ADMIN, "GET", "2.0/mlflow/webhooks")["webhooks"]) == 1
 
         number = team.register("tom", BETTER, seed=2)

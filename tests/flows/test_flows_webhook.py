@@ -107,6 +107,7 @@ def test_what_mlflow_signed_wakes_decide(receiver: Receiver) -> None:
         (lambda r: r.deliver(document(data="approval")), 400),
         (lambda r: r.deliver(document(data={**DATA, "version": "1; drop"})), 400),
         (lambda r: r.deliver(document(data={**DATA, "version": 7})), 400),
+        (lambda r: r.deliver(document(data={**DATA, "value": None})), 400),
     ],
 )
 def test_a_bad_delivery_is_refused_with_a_reason(
@@ -136,6 +137,7 @@ def test_a_signature_of_other_bytes_is_refused(receiver: Receiver) -> None:
         document(entity="model_version_alias", action="created"),
         document(action="deleted"),
         document(data={**DATA, "key": "approval_note"}),
+        document(data={**DATA, "value": " Pending"}),
         document(data={**DATA, "name": "another-model"}),
         document(entity="prompt_tag", data={"name": MODEL, "key": "approval", "value": "approved"}),
     ],
