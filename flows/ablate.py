@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +22,7 @@ from components.storage import sha256, write_text
 from flows import preflight, recipes, replica, show
 from flows.project import PIPELINE_FILE, alone
 from flows.report import Document, plain
-from flows.stage import LOGS, StageFailed, child, dvc, failure, no_orphans
+from flows.stage import LOGS, StageFailed, child, dvc, ended_by_terminate, failure, no_orphans
 
 if TYPE_CHECKING:
     from components.params import Params
@@ -120,7 +118,7 @@ def ablate(
     exam, metric = exam or params.gate.primary_exam, metric or params.gate.primary_metric
     _check_measure(exam, metric)
     preflight.check_inputs(params)
-    with alone(), _ended_by_terminate():
+    with alone(), ended_by_terminate():
         code, shared = _stages()
         beside = [params.records.source_dir, params.model.base, "models/hub"]
         place = replica.make_replica(code, beside)
@@ -195,20 +193,6 @@ def _run(one: Experiment, place: replica.Replica) -> str:
         failed = failure(clock.stage or "dvc exp run", process.returncode, list(lines), log_file)
         raise StageFailed(failed.stage, f"of experiment {one.name}: {failed.reason}", failed.users_error)
     return place.bring_home(one.name)
-
-
-@contextmanager
-def _ended_by_terminate() -> Iterator[None]:
-    """SIGTERM ends the block as ^C does: else DVC, in a session of its own, would go on alone."""
-
-    def end(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Clock:

@@ -1,7 +1,7 @@
 """ecg: the command line. Tables for people; with --json one JSON document on standard output.
 
-Exit codes: 0 finished, whatever the verdict; 1 failed; 2 something for the user to mend; 3 the gate
-stayed closed and --fail-on-reject was given; 130 interrupted. Heavy imports wait inside the commands.
+Exit codes: 0 finished, whatever the verdict; 1 failed; 2 something for the user to mend; 3 the verdict
+was not the one that --fail-on-… asks for; 130 interrupted. Heavy imports wait inside the commands.
 """
 
 from __future__ import annotations
@@ -270,6 +270,41 @@ def sign(
         print(f"{answer['model']} version {answer['version']} is signed by the key {answer['signed_by']}")
 
     _answer(as_json, work, tell)
+
+
+@app.command()
+def reproduce(
+    version: Version,
+    by: Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who asks; default: your login.")] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option("--into", metavar="DIR", help="The clone's folder, which stays; the same again goes on in it."),
+    ] = None,
+    from_source: Annotated[
+        bool,
+        typer.Option("--from-source", help="Rebuild the data too, instead of pulling what the version's lock names."),
+    ] = False,
+    fail_on_difference: Annotated[
+        bool, typer.Option("--fail-on-difference", help="Exit with 3 when it is neither identical nor equivalent.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a version again from its own commit, in a clone, and say whether it is the same."""
+    folder = None if into is None else into.absolute()  # seen from where the user stands
+
+    def work() -> Document:
+        from components.params import load_params
+        from flows.reproduce import reproduce as run
+
+        return run(load_params(), version, by or getpass.getuser(), folder, from_source)
+
+    def tell(answer: Document) -> None:
+        from flows import show
+
+        show.reproduction(answer)
+
+    if _answer(as_json, work, tell)["outcome"] == "different" and fail_on_difference:
+        raise typer.Exit(3)
 
 
 @app.command("recipes")

@@ -42,7 +42,7 @@ class Replica:
         git("read-tree", "--reset", "-u", self.tree, folder=self.folder)
         git("clean", "-ffdq", folder=self.folder)
         for name in self.linked:
-            _link(Path(name), self.folder / name)
+            link(Path(name), self.folder / name)
         write_text(self.folder / "params.yaml", params_text)
 
     def away(self) -> list[str]:
@@ -160,13 +160,14 @@ def _outside_git(paths: Iterable[str], tree: str) -> list[str]:
     return outside
 
 
-def _link(target: Path, link: Path) -> None:
-    if link.is_dir() and not link.is_symlink() and not any(link.iterdir()):
-        link.rmdir()
-    if not link.exists():
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.unlink(missing_ok=True)
-        link.symlink_to(target.resolve())
+def link(target: Path, place: Path) -> None:
+    """Let `place` lead to `target`, unless there is something already."""
+    if place.is_dir() and not place.is_symlink() and not any(place.iterdir()):
+        place.rmdir()
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        place.symlink_to(target.resolve())
 
 
 def _configure(folder: Path) -> None:

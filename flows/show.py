@@ -150,6 +150,40 @@ def exported(answer: Document) -> None:
     say("Not a medical device.")
 
 
+def reproduction(answer: Document) -> None:
+    """`ecg reproduce`."""
+    rows = [
+        (
+            f"{one['exam']} {one['metric']}",
+            figure({"value": one["recorded"], "interval": one["interval"]}),
+            figure({"value": one["found"]}),
+            "inside" if one["inside"] else "OUTSIDE",
+        )
+        for one in answer["figures"]
+        if one["subject"] == "adapter"
+    ]
+    table(
+        f"{answer['model']} version {answer['version']}, made again from {answer['revision'][:12]}",
+        ["score of the adapter", "recorded", "found", "recorded interval"],
+        rows,
+    )
+    if answer["differences"]:
+        table(
+            "Not as it was",
+            ["what", "stage", "name", "recorded", "found"],
+            [
+                tuple(one[key] for key in ("kind", "stage", "name", "recorded", "found"))
+                for one in answer["differences"]
+            ],
+        )
+    for one in answer["mended"]:
+        say(f"Not in the version's commit, found elsewhere: {one}")
+    pulled = ", ".join(answer["restored"]) or "nothing"
+    say(f"Ran: {', '.join(answer['stages'])}. Pulled: {pulled}. {answer['seconds']:.0f} s.")
+    say(f"{answer['outcome'].upper()}. {answer['sentence']}")
+    say(f"Kept with the version as {answer['artifact']}, and in the ledger.")
+
+
 def interpretation(answer: Document) -> None:
     """`ecg interpret`."""
     from components.records.statements import SUPERCLASS_DESCRIPTIONS

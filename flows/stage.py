@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,21 +49,34 @@ class Outcome:
     seconds: float
 
 
-def run_stage(name: str, on_progress: OnProgress, tracking: Mapping[str, str] | None = None) -> Outcome:
+def run_stage(
+    name: str,
+    on_progress: OnProgress,
+    settings: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    logs: Path = LOGS,
+    options: Sequence[str] = (),
+) -> Outcome:
     """Bring stage `name` up to date (`dvc repro --single-item`), calling `on_progress` as it works.
 
-    Its whole output goes to logs/NAME.log. `tracking` is what a stage that shows itself in MLflow needs to know.
+    Args:
+        name: of dvc.yaml.
+        on_progress: hears the stage's progress lines.
+        settings: more of the stage's environment, as what it needs to know to show itself in MLflow.
+        folder: the project, where it is not the working directory.
+        logs: its whole output goes to NAME.log there.
+        options: more of `dvc repro`.
 
     Raises:
         StageFailed: the stage failed; what it had made before stays, so a rerun goes on from there.
     """
     started = time.monotonic()
-    LOGS.mkdir(exist_ok=True)
+    logs.mkdir(parents=True, exist_ok=True)
     lines: deque[str] = deque(maxlen=400)
     outcome = "made"
     with (
-        (LOGS / f"{name}.log").open("w") as log,
-        child(dvc("repro", "--single-item", name), tracking or {}) as process,
+        (logs / f"{name}.log").open("w") as log,
+        child(dvc("repro", "--single-item", *options, name), settings or {}, folder) as process,
     ):
         assert process.stdout is not None
         for line in process.stdout:
@@ -77,7 +90,7 @@ def run_stage(name: str, on_progress: OnProgress, tracking: Mapping[str, str] | 
             elif "didn't change, skipping" in line:
                 outcome = "unchanged"
     if process.returncode != 0:
-        raise failure(name, process.returncode, list(lines), LOGS / f"{name}.log")
+        raise failure(name, process.returncode, list(lines), logs / f"{name}.log")
     return Outcome(name, outcome, time.monotonic() - started)
 
 
@@ -108,6 +121,20 @@ def no_orphans() -> Iterator[None]:
                 process.wait(GRACE_SECONDS)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+@contextmanager
+def ended_by_terminate() -> Iterator[None]:
+    """SIGTERM ends the block as ^C does: else DVC, in a session of its own, would go on alone."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 _running: set[subprocess.Popen[str]] = set()
