@@ -283,9 +283,14 @@ def _groups(
             rows = [
                 _row(group, {side: _find(of, exam, "slices", variable, group, metric) for side, of in scores.items()},
                      _find(differences, exam, "slices", variable, group, metric), metric)
-                for group in groups
+                for group in sorted(groups, key=_order_of_life)
             ]  # fmt: skip
             yield Part(exam, variable, tuple(rows))
+
+
+def _order_of_life(group: str) -> tuple[bool, bool, str]:
+    """`under 50` before `50-69`, and `unknown` last."""
+    return (group == "unknown", not group.startswith("under"), group)
 
 
 def _row(
