@@ -163,7 +163,8 @@ def decide(as_json: Json = False) -> None:
         if not answer["decisions"]:
             print("No approved version is waiting.")
         for one in answer["decisions"]:
-            print(f"{answer['model']} version {one['version']}: {one['action']}: {one['reason']}")
+            which = "" if one["version"] is None else f" version {one['version']}"
+            print(f"{answer['model']}{which}: {one['action']}: {one['reason']}")
 
     _answer(as_json, work, tell)
 
@@ -305,6 +306,40 @@ def reproduce(
 
     if _answer(as_json, work, tell)["outcome"] == "different" and fail_on_difference:
         raise typer.Exit(3)
+
+
+@app.command()
+def history(
+    version: Annotated[
+        int | None, typer.Argument(metavar="VERSION", help="Only what concerns this version; default: all.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every entry anew and exit with 1 if one was changed or is missing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the ledger: who registered, gated, approved, promoted, rolled back or was refused, when and why."""
+
+    def work() -> Document:
+        from components.params import load_params
+        from components.registry.history import history as entries
+        from components.registry.history import verify as findings
+
+        params = load_params()
+        answer: Document = {"model": params.registry.model, "ledger": params.registry.ledger}
+        if verify:
+            answer["findings"] = findings(params)
+        if not answer.get("findings"):
+            answer["entries"] = [dataclasses.asdict(entry) for entry in entries(params, version)]
+        return answer
+
+    def tell(answer: Document) -> None:
+        from flows import show
+
+        show.history(answer)
+
+    if _answer(as_json, work, tell).get("findings"):
+        raise typer.Exit(1)
 
 
 @app.command("recipes")
@@ -550,7 +585,8 @@ def _decision(version: int, by: str, note: str | None, as_json: bool, verb: str,
         }
 
     def tell(answer: Document) -> None:
-        print(f"{answer['model']} version {answer['version']}: {outcome}")
+        said = "approved by one; it waits for another approval" if answer["approval"] == "pending" else outcome
+        print(f"{answer['model']} version {answer['version']}: {said}")
 
     _answer(as_json, work, tell)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from flows.recipes import Change
 from flows.report import Document, exam_records, figure, scores
@@ -33,8 +34,14 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     for number, column in enumerate(columns):
         grid.add_column(column, overflow="fold", no_wrap=number == 0)
     for row in rows:
-        grid.add_row(*("–" if cell is None else str(cell) for cell in row))
+        # Names and reasons come from people: nothing in them is markup or moves the cursor.
+        grid.add_row(*("–" if cell is None else Text(printable(str(cell))) for cell in row))
     _console().print(grid)
+
+
+def printable(text: str) -> str:
+    """`text` with '�' for every control character but the line's end."""
+    return "".join(char if char.isprintable() or char == "\n" else "�" for char in text)
 
 
 def say(text: str) -> None:
@@ -95,6 +102,33 @@ def status(answer: Document) -> None:
         f"Recipe in force: {answer['recipe']}. "
         + (f"Changed: {changed}; take it in: ecg retrain" if changed else "Nothing has changed since the last run.")
     )
+
+
+def history(answer: Document) -> None:
+    """`ecg history`."""
+    for finding in answer.get("findings", ()):
+        say(f"{answer['ledger']}: {printable(finding)}")
+    if answer.get("findings"):
+        say("The ledger does not hold: nothing is decided on it until it is mended (docs/decisions.md).")
+        return
+    table(
+        f"Ledger of {answer['model']}",
+        ["entry", "when (UTC)", "version", "event", "who", "why", "hash"],
+        [
+            (
+                entry["seq"],
+                entry["at"][:19].replace("T", " "),
+                entry["version"],
+                entry["event"],
+                entry["who"],
+                entry["why"],
+                entry["hash"][:12],
+            )
+            for entry in answer["entries"]
+        ],
+    )
+    if "findings" in answer:
+        say("Verified: no entry was changed, removed, reordered or cut off.")
 
 
 def recipes(answer: Document) -> None:

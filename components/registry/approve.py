@@ -82,6 +82,9 @@ def _decide(params: Params, number: int, word: str, by: str, note: str | None) -
             who = person(by, "--by")
         except UserError as error:
             raise _refused(desk, number, "unknown", str(error)) from None
+        if _said_before(standing, word, who):  # by a call that was interrupted
+            show(desk, number, DECISION_TAGS)
+            return read_version(desk.client, desk.model, number)
         if not _is_open(params, standing, word):
             whom = f" by {standing.decided_by}" if standing.decided_by else ""
             text = f"{version}: approval is '{standing.approval}'{whom} and final; expected 'pending'"
@@ -98,6 +101,12 @@ def _decide(params: Params, number: int, word: str, by: str, note: str | None) -
         return read_version(desk.client, desk.model, number)
 
     return at_desk(params, work)
+
+
+def _said_before(version: Standing, word: str, who: str) -> bool:
+    return (
+        (who in version.approvals and version.rejected_by is None) if word == APPROVED else version.rejected_by == who
+    )
 
 
 def _is_open(params: Params, version: Standing, word: str) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from components.params import Params, UserError
 from components.registry import ledger
-from components.registry.champion import Desk, at_desk, own, registered_as, settle
+from components.registry.champion import Decision, Desk, at_desk, own, registered_as, settle
 from components.registry.files import verify_version
 from components.registry.policy import person
 from components.registry.signing import signature_policy
@@ -42,8 +42,11 @@ def rollback(params: Params, reason: str, by: str, to: int | None = None) -> Mov
     who = person(by, "--by")
 
     def work(desk: Desk) -> Move:
-        settle(desk)
+        settled = settle(desk)
         state = desk.state()
+        done = _done_before(desk, settled, reason.strip(), who, to)
+        if done is not None:
+            return done
         champion = state.champion
         if champion is None:
             raise UserError(f"'{desk.model}' has no champion; there is nothing to roll back")
@@ -74,3 +77,14 @@ def rollback(params: Params, reason: str, by: str, to: int | None = None) -> Mov
         return Move(number, champion, who, reason.strip(), entry.at)
 
     return at_desk(params, work)
+
+
+def _done_before(desk: Desk, settled: list[Decision], reason: str, by: str, to: int | None) -> Move | None:
+    """The same rollback, asked for before, interrupted, and completed just now: it goes no step further."""
+    if not any(one.action == "completed" for one in settled):
+        return None
+    last = desk.book.entries()[desk.state().moved - 1]
+    if last.event != ledger.ROLLED_BACK or (last.why, last.who) != (reason, by) or to not in (None, last.version):
+        return None
+    assert last.version is not None  # a rollback names its target
+    return Move(last.version, int(last.details["from"]), last.who, last.why, last.at)
