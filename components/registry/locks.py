@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.params import UserError
+from components.registry.server import LEASE, call
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 WAIT_SECONDS = 900.0  # a gate that has the champion sit an exam takes minutes
-LEASE = "/api/2.0/ecg/lease"  # of components.registry.team
 
 log = logging.getLogger(__name__)
 
@@ -120,29 +120,14 @@ def _keep(uri: str, model: str, holder: str, seconds: float, done: threading.Eve
 
 def _ask(uri: str, model: str, holder: str, release: bool = False) -> tuple[float, str | None]:
     """(seconds it holds, None), (0, who has it), or (0, None) where the server knows no leases."""
-    import requests
-    from mlflow.exceptions import MlflowException
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
-
-    body = {"model": model, "holder": holder, "release": release}
-    try:
-        answer = http_request(get_default_host_creds(uri), LEASE, "POST", json=body)  # type: ignore[no-untyped-call]
-    except (MlflowException, requests.RequestException) as error:
-        cause = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{uri}: the MLflow server does not answer ({cause}); start it and run the same again"
-        ) from error
-    if answer.status_code == 404:
+    status, document = call(uri, "POST", LEASE, json={"model": model, "holder": holder, "release": release})
+    if status == 404:
         return 0.0, None
-    if answer.status_code == 409:
-        return 0.0, str(answer.json().get("message", "held by another"))
-    if answer.status_code != 200:
-        raise UserError(
-            f"{uri}: does not let this account write ({answer.status_code}: {answer.text[:200]}); expected one with "
-            "the role trainers, approvers or promoters in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        )
-    return float(answer.json().get("seconds", 0.0)), None
+    if status == 409:
+        return 0.0, str(document.get("message", "held by another"))
+    if status != 200:
+        raise UserError(f"{uri}: gives no lease on '{model}' ({status}); look at the server's log")
+    return float(document.get("seconds", 0.0)), None
 
 
 def _wait(take: Callable[[], str | None], model: str, wait_seconds: float) -> None:

@@ -11,6 +11,7 @@ from components.registry.champion import Decision, Desk, at_desk, own, registere
 from components.registry.files import verify_evidence, verify_version
 from components.registry.gate import judge
 from components.registry.policy import UNKNOWN_APPROVER, check_policy, objection, person, shortfall
+from components.registry.server import approved_on_record
 from components.registry.signing import signature_policy
 from components.registry.state import PROMOTION, Standing
 from components.registry.versions import (
@@ -131,6 +132,12 @@ def _check(desk: Desk, version: Version, standing: Standing, root: Path) -> int 
     short = shortfall(desk.params.approval, standing)
     if short is not None:
         raise UserError(short)
+    seen = approved_on_record(desk.params.registry.tracking_uri, desk.model, version.number)
+    unseen = [] if seen is None else [who for who in standing.approvals if who not in seen]
+    if unseen:
+        raise UserError(
+            f"Approved by {', '.join(unseen)} in the ledger, but the MLflow server saw no such account do so."
+        )
     champion = desk.state().champion
     if read_aliases(desk.client, desk.model).get(CHAMPION) != champion:
         raise UserError(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from components.registry.champion import PRODUCTION
-from components.registry.locks import LEASE
+from components.registry.server import APPROVALS, LEASE
 from components.registry.versions import APPROVED, CHALLENGER, CHAMPION, PASSED, PENDING, PREVIOUS_CHAMPION, REJECTED
 
 if TYPE_CHECKING:
@@ -92,6 +92,9 @@ def _may_decide(account: Account, key: str, value: str, tags: Mapping[str, str])
     if account.has(PROMOTERS):  # `decide` puts back what the ledger says
         return
     found, wanted = _word(tags.get("approval")), _word(value)
+    mine = account.name in _names(tags.get("approved_by"))
+    if found in DECIDED and key == "approval" and wanted == found and mine and account.has(APPROVERS):
+        return  # says again, for the record, what it is said to have decided
     if found in DECIDED:
         raise Forbidden(f"the version is {found} by {tags.get('approved_by', 'somebody')}, and that is final")
     if key == "approval" and wanted == PENDING and account.has(TRAINERS):
@@ -102,7 +105,8 @@ def _may_decide(account: Account, key: str, value: str, tags: Mapping[str, str])
             raise Forbidden(f"approval: found '{value}', expected {APPROVED} or {REJECTED}")
         if _word(tags.get("gate")) != PASSED or found != PENDING:
             raise Forbidden("the version has not passed the gate; only versions that passed can be decided on")
-    if key == "approved_by" and value.strip() != account.name:
+    others = _names(value) - {account.name}
+    if key == "approved_by" and (account.name not in _names(value) or not others <= _names(tags.get("approved_by"))):
         raise Forbidden(f"approved_by: found '{value}', expected '{account.name}', the account that is logged in")
 
 
@@ -182,6 +186,11 @@ def _word(text: str | None) -> str | None:
     return None if text is None else text.strip().lower()
 
 
+def _names(text: str | None) -> set[str]:
+    """Those who approved, where several have to."""
+    return {name.strip() for name in (text or "").split(",") if name.strip()}
+
+
 def create_app() -> FastAPI | Flask:
     """MLflow's authenticated server with the guard: what `mlflow server --app-name ecg-team` runs in each worker.
 
@@ -189,15 +198,19 @@ def create_app() -> FastAPI | Flask:
         MlflowException: no secret key or no admin's password is set.
     """
     from mlflow.server import app, auth
+    from mlflow.server.handlers import catch_mlflow_exception
 
     with _one_worker_at_a_time():
         served: FastAPI | Flask = auth.create_app(app)
         _make_roles()
-        _Leases.make_table()
-    app.before_request(_guard)
-    app.after_request(_stamp_trainer)
+        _make_tables()
+    app.before_request(catch_mlflow_exception(_guard))  # type: ignore[no-untyped-call]
+    app.after_request(_after)
     app.add_url_rule(LEASE, "ecg_lease", _lease, methods=["POST"])
-    auth.BEFORE_REQUEST_VALIDATORS[LEASE, "POST"] = lambda: True  # MLflow refuses what it does not know; `_guard` asks
+    app.add_url_rule(APPROVALS, "ecg_approvals", _approvals, methods=["GET"])
+    # MLflow refuses what it does not know. Who may have a lease is asked by `_guard`.
+    auth.BEFORE_REQUEST_VALIDATORS[LEASE, "POST"] = lambda: True
+    auth.BEFORE_REQUEST_VALIDATORS[APPROVALS, "GET"] = auth.validate_can_read_registered_model
     if not hasattr(served, "add_url_rule"):
         _guard_native_routes(served)  # served by FastAPI, past Flask
     return served
@@ -286,7 +299,9 @@ def _checks() -> Mapping[str, Callable[[Account], None]]:
         tags = _version(found.name, found.version).tags
         may_set_tag(account, found.key, found.value, tags)
         if found.key == "approval" and _word(found.value) in DECIDED and not account.has(PROMOTERS):
-            _stamp(found.name, found.version, "approved_by", account.name)
+            _record(found.name, found.version, account.name, str(_word(found.value)))
+            if account.name not in _names(tags.get("approved_by")):
+                _stamp(found.name, found.version, "approved_by", account.name)
 
     def delete_tag(account: Account) -> None:
         may_delete_tag(account, message(sent.DeleteModelVersionTag).key)
@@ -346,15 +361,21 @@ def _store() -> Any:
     return _get_model_registry_store()
 
 
-def _stamp_trainer(response: Response) -> Response:
-    """Say on a new version who registered it."""
+def _after(response: Response) -> Response:
+    """Say on a new version who registered it; forget who approved the versions of a model that is deleted."""
     from flask import g, request
-    from mlflow.protos.model_registry_pb2 import CreateModelVersion
+    from mlflow.protos.model_registry_pb2 import CreateModelVersion, DeleteRegisteredModel
     from mlflow.server import handlers
 
-    if request.endpoint == handlers.HANDLERS[CreateModelVersion].__name__ and response.status_code == 200:
+    if response.status_code != 200:
+        return response
+    if request.endpoint == handlers.HANDLERS[CreateModelVersion].__name__:
         made = response.get_json()["model_version"]
         _stamp(made["name"], made["version"], "trained_by", g.mlflow_authenticated_user)
+    if request.endpoint == handlers.HANDLERS[DeleteRegisteredModel].__name__:
+        deleted = handlers._get_request_message(DeleteRegisteredModel())  # type: ignore[no-untyped-call]
+        with _transaction() as run:
+            run("DELETE FROM ecg_approvals WHERE model = :model", model=deleted.name)
     return response
 
 
@@ -384,49 +405,65 @@ def _guard_native_routes(app: FastAPI) -> None:
     app.middleware("http")(readers_only_read)
 
 
-class _Leases:
-    """Who is alone on a model, in one row a model of the authentication database. An expired row may be taken over."""
+@contextmanager
+def _transaction() -> Iterator[Callable[..., Any]]:
+    """One transaction in the database of accounts: `run(sql, **values)`."""
+    import sqlalchemy
+    from mlflow.server.auth import store
 
-    @staticmethod
-    def make_table() -> None:
-        with _Leases._transaction() as run:
-            run(
-                "CREATE TABLE IF NOT EXISTS ecg_leases"
-                " (model VARCHAR(100) PRIMARY KEY, holder VARCHAR(400) NOT NULL, expires DOUBLE PRECISION NOT NULL)"
-            )
+    with store.engine.begin() as connection:
+        yield lambda text, **values: connection.execute(sqlalchemy.text(text), values)
 
-    @staticmethod
-    def take(model: str, holder: str) -> bool:
-        """Take or renew in one statement, so that of two takers one gets it."""
-        now = time.time()
-        with _Leases._transaction() as run:
-            done = run(
-                "INSERT INTO ecg_leases (model, holder, expires) VALUES (:model, :holder, :until)"
-                " ON CONFLICT (model) DO UPDATE SET holder = excluded.holder, expires = excluded.expires"
-                " WHERE ecg_leases.expires <= :now OR ecg_leases.holder = excluded.holder",
-                model=model, holder=holder, until=now + LEASE_SECONDS, now=now,
-            )  # fmt: skip
-            return bool(done.rowcount == 1)
 
-    @staticmethod
-    def give_back(model: str, holder: str) -> None:
-        with _Leases._transaction() as run:
-            run("DELETE FROM ecg_leases WHERE model = :model AND holder = :holder", model=model, holder=holder)
+def _make_tables() -> None:
+    with _transaction() as run:
+        run(
+            "CREATE TABLE IF NOT EXISTS ecg_leases"
+            " (model VARCHAR(100) PRIMARY KEY, holder VARCHAR(400) NOT NULL, expires DOUBLE PRECISION NOT NULL)"
+        )
+        run(
+            "CREATE TABLE IF NOT EXISTS ecg_approvals (model VARCHAR(256) NOT NULL, version INTEGER NOT NULL,"
+            " account VARCHAR(256) NOT NULL, word VARCHAR(20) NOT NULL, decided DOUBLE PRECISION NOT NULL,"
+            " PRIMARY KEY (model, version, account, word))"
+        )
 
-    @staticmethod
-    def holder(model: str) -> str | None:
-        with _Leases._transaction() as run:
-            found = run("SELECT holder FROM ecg_leases WHERE model = :model", model=model).scalar()
-            return None if found is None else str(found)
 
-    @staticmethod
-    @contextmanager
-    def _transaction() -> Iterator[Callable[..., Any]]:
-        import sqlalchemy
-        from mlflow.server.auth import store
+def _record(model: str, version: str, account: str, word: str) -> None:
+    """Write down who decided what: `decide` believes no approval that is not here (components.registry.server)."""
+    with _transaction() as run:
+        run(
+            "INSERT INTO ecg_approvals VALUES (:model, :version, :account, :word, :now) ON CONFLICT DO NOTHING",
+            model=model, version=int(version), account=account, word=word, now=time.time(),
+        )  # fmt: skip
 
-        with store.engine.begin() as connection:
-            yield lambda text, **values: connection.execute(sqlalchemy.text(text), values)
+
+def _approvals() -> Response:
+    """?name=MODEL&version=N -> the accounts that approved that version, as this server saw them log in."""
+    from flask import jsonify, make_response, request
+
+    model, version = request.args.get("name", ""), request.args.get("version", "")
+    if not (MODEL_NAME.fullmatch(model) and version.isascii() and version.isdigit() and len(version) < 10):
+        return make_response(jsonify({"message": "expected name and version"}), 400)
+    with _transaction() as run:
+        found = run(
+            "SELECT account, decided FROM ecg_approvals"
+            " WHERE model = :model AND version = :version AND word = :word ORDER BY decided",
+            model=model, version=int(version), word=APPROVED,
+        ).all()  # fmt: skip
+    return make_response(jsonify({"approvals": [{"account": name, "decided": when} for name, when in found]}), 200)
+
+
+def _take_lease(model: str, holder: str) -> bool:
+    """Take or renew in one statement, so that of two takers one gets it. An expired lease may be taken over."""
+    now = time.time()
+    with _transaction() as run:
+        done = run(
+            "INSERT INTO ecg_leases (model, holder, expires) VALUES (:model, :holder, :until)"
+            " ON CONFLICT (model) DO UPDATE SET holder = excluded.holder, expires = excluded.expires"
+            " WHERE ecg_leases.expires <= :now OR ecg_leases.holder = excluded.holder",
+            model=model, holder=holder, until=now + LEASE_SECONDS, now=now,
+        )  # fmt: skip
+        return bool(done.rowcount == 1)
 
 
 def _lease() -> Response:
@@ -439,10 +476,13 @@ def _lease() -> Response:
     if not (MODEL_NAME.fullmatch(model) and HOLDER.fullmatch(holder)):
         return make_response(jsonify({"message": "expected model and holder"}), 400)
     who = g.mlflow_authenticated_user
+    mine = f"{who}/{holder}"
     if asked.get("release"):
-        _Leases.give_back(model, f"{who}/{holder}")
+        with _transaction() as run:
+            run("DELETE FROM ecg_leases WHERE model = :model AND holder = :holder", model=model, holder=mine)
         return make_response(jsonify({}), 200)
-    if _Leases.take(model, f"{who}/{holder}"):
+    if _take_lease(model, mine):
         return make_response(jsonify({"seconds": LEASE_SECONDS}), 200)
-    held = (_Leases.holder(model) or "somebody").rpartition("/")[0]
-    return make_response(jsonify({"message": f"held by {held}"}), 409)
+    with _transaction() as run:
+        held = run("SELECT holder FROM ecg_leases WHERE model = :model", model=model).scalar()
+    return make_response(jsonify({"message": f"held by {str(held or 'somebody').rpartition('/')[0]}"}), 409)

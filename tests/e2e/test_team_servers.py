@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
 from registry_project import BEST, BETTER, GOOD, REPOSITORY, register_project, write_project
 from servers import (
     ADMIN,
@@ -42,6 +43,7 @@ from servers import (
 
 from components.params import Params, UserError, load_params, to_dict
 from components.registry import locks
+from components.registry.approve import approve
 from components.registry.gate import gate_version
 from components.registry.ledger import open_ledger
 from components.registry.promote import decide
@@ -170,7 +172,7 @@ def test_readers_read_and_nothing_else(team: Team, first: int) -> None:
         ("DELETE", f"/api/2.0/mlflow-artifacts/artifacts/1/{version.run_id}/artifacts/metrics.json", {}),
     ):
         team.forbidden("rita", method, path, body)
-    with team.as_account("rita"), pytest.raises(UserError, match="does not let this account write"):
+    with team.as_account("rita"), pytest.raises(UserError, match="does not let this account in"):
         decide(team.params)
 
 
@@ -246,6 +248,23 @@ def test_one_of_two_deciders_at_once_promotes(team: Team, first: int) -> None:
     assert sorted(json.loads(text.splitlines()[-1]) for text in said) == [[], [[first, "promoted"]]]
     version = team.version(first)
     assert (team.champion(), version.stage, version.approved_by) == (first, "Production", "ada")
+
+
+@pytest.fixture(scope="module")
+def second(team: Team, first: int) -> int:
+    """Version 2, better than the first; Tom's too."""
+    return team.register("tom", BETTER, seed=2)
+
+
+def test_an_approval_forged_in_the_ledger_promotes_nothing(team: Team, second: int) -> None:
+    """Tom may write the ledger, and writes that Ada approved; the server never saw her do so."""
+    with team.as_account("tom"), pytest.raises(MlflowException, match="role approvers"):
+        approve(team.params, second, by="ada")
+    with team.as_account("decider"):
+        decisions = [one for one in decide(team.params) if one.version == second]
+    assert [one.action for one in decisions] == ["refused"]
+    assert "approved by ada in the ledger, but the mlflow server saw no such account" in decisions[0].reason.lower()
+    assert team.champion() != second
 
 
 def test_trainers_leave_the_champions_stage_alone(team: Team, first: int) -> None:
@@ -353,7 +372,7 @@ def pipeline(team: Team, first: int) -> Iterator[Pipeline]:
             yield Pipeline(team, root, server, worker, receiver, address, environment)
 
 
-def test_an_approval_is_acted_on_through_the_webhook(pipeline: Pipeline) -> None:
+def test_an_approval_is_acted_on_through_the_webhook(pipeline: Pipeline, second: int) -> None:
     """No schedule is deployed: only the webhook can have started the run."""
     team = pipeline.team
     with pipeline.receiving():
@@ -368,7 +387,7 @@ def test_an_approval_is_acted_on_through_the_webhook(pipeline: Pipeline) -> None
         assert answer["subscribed"]["url"] == answer["listens"] == pipeline.address
         assert len(team.mlflow.call(ADMIN, "GET", "2.0/mlflow/webhooks")["webhooks"]) == 1
 
-        number = team.register("tom", BETTER, seed=2)
+        number = second
         time.sleep(WEBHOOK_CACHE_SECONDS)  # MLflow's workers look for new subscriptions no sooner
         approved = time.monotonic()
         assert team.tag("ada", number, "approval", "approved", UI_TAG)[0] == 200
