@@ -490,6 +490,52 @@ def interpret(
 
 
 @app.command()
+def serve(
+    port: Annotated[
+        int | None, typer.Option("--port", metavar="PORT", help="On this port; default: 5001 or a free one.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="On this address. Anyone who reaches it may ask.")
+    ] = "127.0.0.1",
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--name", metavar="NAME", help="Requests may call the server so too; may be repeated."),
+    ] = None,
+    aliases: Annotated[
+        list[str] | None,
+        typer.Option("--alias", metavar="ALIAS", help="Serve these; default: champion, challenger if there is one."),
+    ] = None,
+    pages: Annotated[
+        Path | None, typer.Option("--pages", metavar="DIR", help="Requests may name files below it; default: none.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Serve the champion: MLflow's scoring requests and a web page, until ^C. No medical advice: a research tool."""
+    folder = None if pages is None else pages.absolute()
+    opened: list[Any] = []
+
+    def work() -> Document:
+        from components.params import load_params
+        from flows import serve
+
+        listener = serve.listen(host, port)
+        desk = serve.Desk(load_params(), aliases or ["champion", "challenger"], folder)
+        opened.extend((desk, listener))
+        return serve.address(host, listener, desk)
+
+    def tell(answer: Document) -> None:
+        for one in answer["adapters"]:
+            print(f"{one['name']}: {one['version']}, {one['stage']}, on base {one['base']}")
+        print(f"Page and requests: {answer['url']} (end it with ^C)\n{answer['notice']}", flush=True)
+
+    _answer(as_json, work, tell)
+    from flows.serve import names_of
+
+    desk, listener = opened
+    desk.run(listener, names_of(host, names or []))
+
+
+@app.command()
 def ui(
     port: Annotated[
         int | None, typer.Option("--port", metavar="PORT", help="On this port; default: 5000 or a free one.")
@@ -547,6 +593,56 @@ def webhook(
         from components.params import load_params
 
         receiver.serve(load_params(), host, port, state)
+
+
+team_app = typer.Typer(help="Set up a team's servers once: accounts and buckets (infra/README.md).")
+app.add_typer(team_app, name="team", no_args_is_help=True)
+
+
+@team_app.command()
+def account(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The account's name at MLflow.")],
+    role: Annotated[list[str], typer.Option(metavar="ROLE", help="readers, trainers, approvers or promoters.")],
+    password_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Holds its password; '-': standard input; default: asked for.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make an account, or give one another role; you are logged in as an admin (MLFLOW_TRACKING_USERNAME)."""
+    from flows.team import make_account, read_password
+
+    password = read_password(password_file)
+
+    def work() -> Document:
+        from components.params import load_params
+
+        return make_account(load_params(), name, role, password)
+
+    def tell(answer: Document) -> None:
+        print(f"{answer['account']}: {'made' if answer['created'] else 'was there'}; {', '.join(answer['roles'])}")
+
+    _answer(as_json, work, tell)
+
+
+@team_app.command()
+def bucket(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The bucket's name.")],
+    lock_days: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Nothing in it can be changed or deleted for so many days.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a bucket in S3 (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID), with object lock for a ledger."""
+
+    def work() -> Document:
+        from flows.team import make_bucket
+
+        return make_bucket(name, lock_days)
+
+    def tell(answer: Document) -> None:
+        print(f"{answer['bucket']}: {'made' if answer['created'] else 'was there'}")
+
+    _answer(as_json, work, tell)
 
 
 def main() -> None:
