@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from components.evaluation.sit import sit_exam
-from components.exams.frozen import Exams
+from components.exams.frozen import Exams, open_exam
 from components.instruct.report import name
 from components.params import EvaluateParams
 from components.reading.reader import Scores
@@ -23,7 +25,7 @@ class Answerer:
 
     def __init__(self, exams: Exams, skill: float, seed: int) -> None:
         self.skill, self.seed = skill, seed
-        self.record_of = {_digest(exams.page(page_id)): page_id.split("@")[0] for page_id in exams.index.index}
+        self.record_of = _record_of(exams.folder)
         items = pd.concat([exams.items(exam) for exam in exams.names], ignore_index=True)
         asked = zip(items["record_id"], items["question"], items["truth"], strict=True)
         self.truth = {(record, question): bool(truth) for record, question, truth in asked}
@@ -57,6 +59,13 @@ class Answerer:
 def sat(exams: Exams, params: EvaluateParams, skill: float, seed: int, subject: str) -> pd.DataFrame:
     """The whole sitting of one such reader: a row an item, both splits."""
     return sit_exam(Answerer(exams, skill, seed), exams, exams.names, params, subject)
+
+
+@cache
+def _record_of(folder: Path) -> dict[str, str]:
+    """Record by page, read once for all answerers of a folder."""
+    exams = open_exam(folder)
+    return {_digest(exams.page(page_id)): page_id.split("@")[0] for page_id in exams.index.index}
 
 
 def _digest(page: Page) -> str:
