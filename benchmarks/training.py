@@ -9,7 +9,7 @@ the questions behind the page and computes the vocabulary's logits at answers al
 
 `--shape` is a base that runs here (ecg-tiny, ecg-llama-tiny, pulse-tiny), or on a GPU `llama-3.2-11b-vision`: the real
 configuration with random weights, which train as fast as real ones. Without a GPU only the small ones run, and say so.
-Ratios hold better than absolute figures: the machine's load is printed beside them.
+On a CPU the seconds are those that the process computed (one thread), so that neighbours on the machine count less.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from components.instruct.questions import questions_about
-from components.models.adapters import attach, trained_parameters
+from components.models.adapters import attach, lora_modules, trained_parameters
 from components.models.bases import Base, load_base
 from components.models.chat import BlockEncoder, tokenizer_of
 from components.models.families import family_of
@@ -35,7 +35,9 @@ from components.params import Params, load_params
 from components.records.schema import Record
 from components.records.simulator import simulate
 from components.training.batches import RecordBatches, Row, turns_of
+from components.training.fit import prepared
 from components.training.loader import Parts, Share
+from components.training.trainer import make_optimizer
 
 PATIENTS = 48
 FULL_SHAPES = ("llama-3.2-11b-vision",)
@@ -99,6 +101,15 @@ def base_for(shape: str, device: str, method: str, params: Params) -> Base:
     if quantization is not None:
         quantize(model, quantization)
     return Base(model, small.processor, family_of(model, small.processor), {"base": shape})  # type: ignore[arg-type]
+
+
+def lora_by_peft(model: Any, params: Params) -> Any:
+    """The same LoRA as peft makes it."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = params.train.lora
+    modules = lora_modules(model, lora)
+    return get_peft_model(model, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=modules))
 
 
 class Ours:
@@ -165,10 +176,11 @@ class Plain:
 
 
 def timed(work: Callable[[int], Any], model: Any, optimizer: Any, first: int, steps: int, cuda: bool) -> float:
-    """Seconds of `steps` optimizer steps."""
+    """Seconds of `steps` optimizer steps: by the clock with a GPU, else of computing."""
     import torch
 
-    start = time.perf_counter()
+    clock = time.perf_counter if cuda else time.process_time
+    start = clock()
     for step in range(first, first + steps):
         work(step).backward()
         torch.nn.utils.clip_grad_norm_(trained_parameters(model).values(), 1.0)
@@ -176,7 +188,7 @@ def timed(work: Callable[[int], Any], model: Any, optimizer: Any, first: int, st
         optimizer.zero_grad(set_to_none=True)
     if cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def measure(shape: str, method: str, batch_size: int, steps: int, rounds: int) -> dict[str, Any]:
@@ -187,8 +199,6 @@ def measure(shape: str, method: str, batch_size: int, steps: int, rounds: int) -
     device = "cuda" if cuda else "cpu"
     if shape in FULL_SHAPES and not cuda:
         raise SystemExit(f"--shape {shape} needs a GPU and none was found; run a toy: --shape ecg-llama-tiny")
-    set_threads(1)
-    torch.use_deterministic_algorithms(not cuda)
     params = params_for(shape, method, batch_size, (steps + 1) * (rounds + 1))
     precision, data = resolve("auto"), data_for(params)
     loops: dict[str, tuple[Any, Any, Any]] = {}
@@ -196,21 +206,27 @@ def measure(shape: str, method: str, batch_size: int, steps: int, rounds: int) -
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         base = base_for(shape, device, method, params)
-        model = attach(base.model.to(device), params.train)
+        model = (
+            attach(base.model.to(device), params.train)
+            if name == "ours"
+            else lora_by_peft(base.model.to(device), params)
+        )
         hold_batchnorm(model)
         if name == "ours":
-            model = model.to(memory_format=torch.channels_last)
+            model = prepared(model, params.train.gradient_checkpointing)
         model.train()
-        optimizer = torch.optim.AdamW(trained_parameters(model).values(), 1e-4, weight_decay=0.0)
+        trained = list(trained_parameters(model).values())
+        optimizer = make_optimizer(params.train, trained) if name == "ours" else torch.optim.AdamW(trained, 1e-4)
         loops[name] = (kind(base, model, data, params, precision, device), model, optimizer)
         if shape in FULL_SHAPES:  # two of them would not fit: one after the other
             break
     seconds: dict[str, list[float]] = {name: [] for name in loops}
-    for name, (loop, model, optimizer) in loops.items():
+    for loop, model, optimizer in loops.values():
         timed(loop.loss, model, optimizer, 0, 1, cuda)  # what is made once is not counted
-        del name
     for turn in range(rounds):
         for name, (loop, model, optimizer) in loops.items():
+            set_threads(1)
+            torch.use_deterministic_algorithms(name == "ours" and not cuda)  # as each would run
             seconds[name].append(timed(loop.loss, model, optimizer, 1 + turn * steps, steps, cuda))
     pages = batch_size * steps
     answers = statistics.fmean(

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from components.instruct.schema import Question
 from components.models.families import Page
@@ -86,7 +88,7 @@ class RecordBatches:
 
     def _row(self, position: int) -> Row:
         epoch, place = divmod(position, len(self.record_ids))
-        index = int(np.random.default_rng([self.seed, epoch]).permutation(len(self.record_ids))[place])
+        index = int(_order(self.seed, epoch, len(self.record_ids))[place])
         rng = np.random.default_rng([self.seed, epoch, index])
         record_id = self.record_ids[index]
         style = self.exam_style if rng.random() < self.pages.canonical_fraction else self.pages.train_style
@@ -98,6 +100,12 @@ class RecordBatches:
         page = page_in_style(style, seed, self.pages.width_px, self.pages.height_px)
         record = self.record(record_id)
         return draw(record.signal_uv, record.sampling_rate_hz, page)
+
+
+@lru_cache(maxsize=2)  # of a million records it takes longer to make than a row
+def _order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """In which order an epoch goes through its records."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 def choose_questions(questions: Sequence[Question], count: int, rng: np.random.Generator) -> list[Question]:

@@ -73,7 +73,7 @@ def fit_adapter(
     check_chat(base.processor, base.family)
     task = open_task(base)
     inputs = _inputs(params, base, task, precision)
-    model = _prepared(attach(base.model, train), train.gradient_checkpointing)
+    model = prepared(attach(base.model, train), train.gradient_checkpointing)
     encoder = BlockEncoder(base.processor)
     share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), train.gradient_accumulation)
     parts = Parts(task.data, base.family, encoder, tokenizer_of(base.processor).pad_token_id, train, share)
@@ -155,7 +155,8 @@ def _weights_dtype(method: str, precision: str) -> str:
     return "bfloat16" if precision == "bf16" and torch.cuda.is_available() and method in LOW_RANK else "float32"
 
 
-def _prepared(model: Any, gradient_checkpointing: bool) -> Any:
+def prepared(model: Any, gradient_checkpointing: bool) -> Any:
+    """The attached model as it trains: BatchNorm held, checkpointing, and its tower's fastest memory order."""
     import torch
 
     hold_batchnorm(model)
@@ -163,7 +164,10 @@ def _prepared(model: Any, gradient_checkpointing: bool) -> Any:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         # Only the reentrant variant needs embeddings that require gradients: they put a frozen tower under autograd.
         model.disable_input_require_grads()
-    return model.to(memory_format=torch.channels_last)
+    convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+    # One that only cuts a page into patches gains nothing by the order, and all behind it is copied.
+    convolves = any(module.kernel_size > module.stride for module in convolutions)
+    return model.to(memory_format=torch.channels_last) if convolves else model
 
 
 def _blocks_of(model: Any) -> list[str]:

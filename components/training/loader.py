@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from components.models.families import Family
 from components.models.packing import Block, BlockEncoder, pack
 from components.params import TrainParams, UserError
 from components.training.batches import Row, TrainingData, turns_of
+
+Each = TypeVar("Each")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class Share:
     processes: int
     parts: int
 
-    def rows_of(self, part: int, rows: list[Row]) -> list[Row]:
+    def rows_of(self, part: int, rows: Sequence[Each]) -> Sequence[Each]:
         size = len(rows) // (self.processes * self.parts)
         first = (part * self.processes + self.rank) * size
         return rows[first : first + size]
@@ -50,9 +52,10 @@ class Parts:
     def __getitem__(self, index: int) -> dict[str, Any]:
         step, part = divmod(index, self._share.parts)
         rows = self._data.rows(step)
-        answers = [turn.answer for row in rows for block in self._blocks(row) for turn in block.turns]
+        blocks = [self._blocks(row) for row in rows]  # of all: the divisor is the whole step's
+        answers = [turn.answer for row in blocks for block in row for turn in block.turns]
         mine = self._share.rows_of(part, rows)
-        packed = pack(self._family, [row.draw() for row in mine], [self._blocks(row) for row in mine], self._pad)
+        packed = pack(self._family, [row.draw() for row in mine], self._share.rows_of(part, blocks), self._pad)
         tokens = packed.inputs["input_ids"].shape[1]
         if tokens > self._train.max_tokens:
             raise UserError(

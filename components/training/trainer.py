@@ -146,7 +146,7 @@ class AdapterTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:
             parameters = [p for p in (model or self.model).parameters() if p.requires_grad]
-            self.optimizer = _optimizer(self.recipe, parameters)
+            self.optimizer = make_optimizer(self.recipe, parameters)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -289,6 +289,28 @@ def _lowest_mean(losses: list[float]) -> float:
     return min((statistics.fmean(losses[i : i + LOSSES_AVERAGED]) for i in starts), default=math.inf)
 
 
+def make_optimizer(train: TrainParams, parameters: list[Any]) -> Any:
+    """The recipe's AdamW over `parameters`.
+
+    Raises:
+        UserError: an unknown `train.optimizer`, or a paged one without a GPU.
+    """
+    kind = train.optimizer
+    if kind == "auto":
+        kind = "paged_adamw_32bit" if train.method == "qlora" and torch.cuda.is_available() else "adamw"
+    if kind == "adamw":
+        return torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
+    if kind not in ("paged_adamw_32bit", "paged_adamw_8bit"):
+        raise UserError(f"train.optimizer: found '{kind}', expected auto, adamw, paged_adamw_32bit or paged_adamw_8bit")
+    if not torch.cuda.is_available():
+        raise UserError(f"train.optimizer: '{kind}' pages memory between a GPU and its host, found no GPU; set auto")
+    import bitsandbytes
+
+    optimizers: Any = bitsandbytes.optim
+    make = optimizers.PagedAdamW32bit if kind.endswith("32bit") else optimizers.PagedAdamW8bit
+    return make(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
+
+
 def put(parameters: dict[str, Any], values: dict[str, Any]) -> None:
     """Copy whole tensors into parameters of the same names, sharding them as the parameters are."""
     with torch.no_grad():
@@ -325,23 +347,6 @@ def _arguments(train: TrainParams, wrap: list[str]) -> TrainingArguments:
         seed=train.seed,
         **trainer_options(train.launch, wrap),
     )
-
-
-def _optimizer(train: TrainParams, parameters: list[Any]) -> Any:
-    kind = train.optimizer
-    if kind == "auto":
-        kind = "paged_adamw_32bit" if train.method == "qlora" and torch.cuda.is_available() else "adamw"
-    if kind == "adamw":
-        return torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
-    if kind not in ("paged_adamw_32bit", "paged_adamw_8bit"):
-        raise UserError(f"train.optimizer: found '{kind}', expected auto, adamw, paged_adamw_32bit or paged_adamw_8bit")
-    if not torch.cuda.is_available():
-        raise UserError(f"train.optimizer: '{kind}' pages memory between a GPU and its host, found no GPU; set auto")
-    import bitsandbytes
-
-    optimizers: Any = bitsandbytes.optim
-    make = optimizers.PagedAdamW32bit if kind.endswith("32bit") else optimizers.PagedAdamW8bit
-    return make(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
 
 
 def _whole(tensor: Any) -> Any:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from components.models.adapters import attach_lora, load_adapter, lora_modules, save_adapter, verify_adapter
+from components.models.adapters import attach, load_adapter, lora_modules, save_adapter, verify_adapter
 from components.models.bases import load_base
 from components.models.precision import hold_batchnorm, resolve
-from components.params import LoraParams, UserError
+from components.params import LoraParams, UserError, load_params
 from components.reading.reader import Reader
 
 LORA = LoraParams(
@@ -23,13 +25,16 @@ LORA = LoraParams(
     targets=("linear", "convolution"),
     exclude=("embedder", "stages.0"),
 )
+TRAIN = dataclasses.replace(
+    load_params(Path(__file__).resolve().parents[2] / "params.yaml").train, method="lora", lora=LORA, modules_in_full=()
+)
 
 
 @pytest.fixture
 def adapter(tmp_path):
     torch.set_num_threads(1)
     base = load_base("ecg-tiny")
-    model = attach_lora(base.model, LORA, seed=1)
+    model = attach(base.model, dataclasses.replace(TRAIN, seed=1))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -67,7 +72,7 @@ def test_wrong_targets_are_named(targets, exclude, message):
 
 def test_only_lora_is_trainable_and_batchnorm_stays_in_evaluation():
     base = load_base("ecg-tiny")
-    model = attach_lora(base.model, LORA, seed=0)
+    model = attach(base.model, TRAIN)
     hold_batchnorm(model)
     model.train()
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
@@ -128,3 +133,46 @@ def test_precision_names():
     assert resolve("auto") in ("fp32", "bf16")
     with pytest.raises(UserError, match="expected one of auto, bf16, fp32"):
         resolve("fp16")
+
+
+def test_lora_scaled_between_its_factors_is_pefts_lora():
+    """Outputs, gradients, switching off and merging are peft's own, to rounding."""
+    from peft import LoraConfig, get_peft_model
+
+    x = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0))
+
+    class Small(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q_proj = torch.nn.Linear(8, 6)
+            self.config = {"model_type": "small"}
+
+        def prepare_inputs_for_generation(self):
+            """peft asks whether it is there."""
+
+        def forward(self, x):
+            return self.q_proj(x)
+
+    found = []
+    lora = dataclasses.replace(LORA, alpha=12, targets=("linear",), exclude=())
+    for make in (
+        lambda model: attach(model, dataclasses.replace(TRAIN, lora=lora)),
+        lambda model: get_peft_model(model, LoraConfig(r=4, lora_alpha=12, target_modules=["q_proj"])),
+    ):
+        torch.manual_seed(3)
+        model = make(Small()).base_model.model
+        layer = model.q_proj
+        with torch.no_grad():
+            for number, name in enumerate(("lora_A", "lora_B")):
+                weight = getattr(layer, name)["default"].weight
+                weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)))
+        out = model(x)
+        out.square().sum().backward()
+        layer.enable_adapters(False)
+        off = model(x)
+        layer.enable_adapters(True)
+        layer.merge()
+        found.append((out, layer.lora_A["default"].weight.grad, layer.lora_B["default"].weight.grad, off, model(x)))
+    for ours, pefts in zip(*found, strict=True):
+        torch.testing.assert_close(ours, pefts, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(found[0][0], found[0][3])

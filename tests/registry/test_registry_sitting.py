@@ -16,7 +16,7 @@ from components.evaluation.scoring import score_predictions
 from components.evaluation.sit import sit_exam, write_predictions
 from components.exams.freeze import freeze_exams
 from components.exams.frozen import open_exam
-from components.models.adapters import attach_lora, save_adapter
+from components.models.adapters import attach, save_adapter
 from components.models.bases import load_base
 from components.params import Params
 from components.reading.reader import Reader
@@ -38,7 +38,7 @@ def make_project(root: Path, params: Params, seed: int) -> Path:
 
     freeze(root, params, seed)
     base = load_base(params.model.base)
-    model = attach_lora(base.model, params.train.lora, seed)
+    model = attach(base.model, dataclasses.replace(params.train, seed=seed))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
