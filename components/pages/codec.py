@@ -14,7 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.pages.draw import PalettePage
-from components.pages.guard import MAX_FILE_MB, refuse_costly, refuse_large_exif
+from components.pages.guard import (
+    BOMB,
+    DAMAGED,
+    MAX_FILE_MB,
+    NO_IMAGE,
+    NO_PAGE,
+    OVERSIZE,
+    PageRefused,
+    refuse_costly,
+    refuse_large_exif,
+)
 from components.pages.raster import Image, kernel
 from components.pages.spec import MIN_HEIGHT_PX, MIN_WIDTH_PX
 from components.params import UserError
@@ -48,7 +58,7 @@ def encode_png(page: Image | PalettePage) -> bytes:
 def decode(source: bytes | Path | str) -> Image:
     """RGB uint8 [height, width, 3] of an image file's path or bytes, turned upright by its EXIF tag.
 
-    Transparent pixels show white paper; of an animation the first picture counts. Raises UserError for what is no
+    Transparent pixels show white paper; of an animation the first picture counts. Raises PageRefused for what is no
     image, is truncated, is too small for a page, has more than MAX_MEGAPIXELS, or would cost more to decode than a
     page can (`guard`; both checked before anything is decoded).
     """
@@ -71,12 +81,12 @@ def decode(source: bytes | Path | str) -> Image:
     except UserError:
         raise
     except Pillow.DecompressionBombError as error:
-        raise UserError(f"{name}: {error}; expected at most {MAX_MEGAPIXELS} megapixels") from error
+        raise PageRefused(BOMB, f"{name}: {error}; expected at most {MAX_MEGAPIXELS} megapixels") from error
     except UnidentifiedImageError as error:
         found = f"begins with {data[:8]!r}" if data else "is empty"
-        raise UserError(f"{name}: not an image ({found}); expected {', '.join(_FORMATS)}") from error
+        raise PageRefused(NO_IMAGE, f"{name}: not an image ({found}); expected {', '.join(_FORMATS)}") from error
     except Exception as error:  # the decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        raise UserError(f"{name}: truncated or damaged image ({error}); save the page again") from error
+        raise PageRefused(DAMAGED, f"{name}: truncated or damaged image ({error}); save the page again") from error
 
 
 def _rgb(picture: Picture) -> Image:
@@ -97,15 +107,17 @@ def read_file(path: Path) -> bytes:
     """The bytes of a regular file of at most MAX_FILE_MB; never waits for a pipe or a device.
 
     Raises:
-        UserError: there is none, it cannot be read, or it is too large.
+        UserError: there is none, or it cannot be read; PageRefused: it is no regular file, or too large.
     """
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise UserError(f"{path}: cannot be read (it is no file); expected an image file")
+                raise PageRefused(NO_IMAGE, f"{path}: cannot be read (it is no file); expected an image file")
             if status.st_size > MAX_FILE_MB * 1_000_000:
-                raise UserError(f"{path}: has {status.st_size / 1e6:.0f} MB; expected at most {MAX_FILE_MB} MB")
+                raise PageRefused(
+                    OVERSIZE, f"{path}: has {status.st_size / 1e6:.0f} MB; expected at most {MAX_FILE_MB} MB"
+                )
             return file.read(MAX_FILE_MB * 1_000_000 + 1)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; expected an image of an ECG page") from error
@@ -118,14 +130,16 @@ def read_file(path: Path) -> bytes:
 
 def _check_size(name: str, width: int, height: int) -> None:
     if width * height > MAX_MEGAPIXELS * 1_000_000:
-        raise UserError(
+        raise PageRefused(
+            OVERSIZE,
             f"{name}: {width} x {height} px is {width * height / 1e6:.0f} megapixels; "
-            f"expected at most {MAX_MEGAPIXELS}; scan at 300 dpi or less"
+            f"expected at most {MAX_MEGAPIXELS}; scan at 300 dpi or less",
         )
     if width < MIN_WIDTH_PX or height < MIN_HEIGHT_PX:
-        raise UserError(
+        raise PageRefused(
+            NO_PAGE,
             f"{name}: {width} x {height} px is too small for an ECG page; "
-            f"expected at least {MIN_WIDTH_PX} x {MIN_HEIGHT_PX}"
+            f"expected at least {MIN_WIDTH_PX} x {MIN_HEIGHT_PX}",
         )
 
 

@@ -11,12 +11,26 @@ import struct
 
 from components.params import UserError
 
+OVERSIZE, BOMB, DAMAGED, NO_IMAGE, NO_PAGE, OUTSIDE = (
+    "oversize image", "decompression bomb", "truncated or damaged image", "no image", "too small for a page",
+    "path that is not followed",
+)  # fmt: skip
+
+
+class PageRefused(UserError):
+    """What was sent is not taken for a page. `kind`, one of the names above, says no word of what was in it."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
 MAX_FILE_MB = 32
 MAX_JPEG_SCANS = 32
 """Encoders write 10 (libjpeg) to about 20; every scan goes over the whole picture once more."""
 
 MAX_TIFF_VALUES = 65_535
-"""Of one numeric tag: more strips than a picture of MAX_SIDE rows has."""
+"""Of one numeric tag: as many strips as a picture of so many rows has."""
 
 MAX_EXIF_BYTES = 262_144
 
@@ -31,30 +45,37 @@ def refuse_costly(name: str, data: bytes) -> None:
     """Look at the outer form of `data`, the bytes of an image file.
 
     Raises:
-        UserError: too many bytes, scans, or numbers in a tag, or a run-length coded BMP.
+        PageRefused: too many bytes, scans, or numbers in a tag, or a run-length coded BMP.
     """
     if len(data) > MAX_FILE_MB * 1_000_000:
-        raise UserError(f"{name}: has {len(data) / 1e6:.0f} MB; expected at most {MAX_FILE_MB} MB; save it as PNG")
+        raise PageRefused(
+            OVERSIZE, f"{name}: has {len(data) / 1e6:.0f} MB; expected at most {MAX_FILE_MB} MB; save it as PNG"
+        )
     if data.startswith(b"\xff\xd8"):
         if _jpeg_scans(data) > MAX_JPEG_SCANS:
-            raise UserError(f"{name}: a JPEG of more than {MAX_JPEG_SCANS} scans; save it again, not progressive")
+            raise PageRefused(
+                BOMB, f"{name}: a JPEG of more than {MAX_JPEG_SCANS} scans; save it again, not progressive"
+            )
     elif data.startswith(b"BM") and len(data) >= 34 and struct.unpack_from("<I", data, 30)[0] in _RLE:
-        raise UserError(f"{name}: a run-length coded BMP; expected plain pixels; save it as PNG")
+        raise PageRefused(BOMB, f"{name}: a run-length coded BMP; expected plain pixels; save it as PNG")
     elif data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         tag, values = _longest_tag(data)
         if values > MAX_TIFF_VALUES:
-            raise UserError(
+            raise PageRefused(
+                BOMB,
                 f"{name}: a TIFF whose tag {tag} has {values} values; expected at most {MAX_TIFF_VALUES}; "
-                "save it as PNG"
+                "save it as PNG",
             )
 
 
 def refuse_large_exif(name: str, exif: bytes) -> None:
     """Raises:
-    UserError: an EXIF block that no camera writes.
+    PageRefused: an EXIF block that no camera writes.
     """
     if len(exif) > MAX_EXIF_BYTES:
-        raise UserError(f"{name}: {len(exif)} bytes of EXIF; expected at most {MAX_EXIF_BYTES}; save the page again")
+        raise PageRefused(
+            BOMB, f"{name}: {len(exif)} bytes of EXIF; expected at most {MAX_EXIF_BYTES}; save the page again"
+        )
 
 
 def _jpeg_scans(data: bytes) -> int:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from components.instruct.questions import REPORT_QUESTION
 from components.pages.codec import decode, read_file
 from components.pages.draw import draw
-from components.pages.guard import MAX_FILE_MB
+from components.pages.guard import MAX_FILE_MB, NO_IMAGE, OUTSIDE, OVERSIZE, PageRefused
 from components.pages.layout import LEADS, PAGE_SECONDS
 from components.pages.spec import Artefacts, PageSpec, page_in_style
 from components.params import ExamsParams, UserError
@@ -35,6 +35,7 @@ MIN_RATE_HZ, MAX_RATE_HZ = 50.0, 5000.0
 LARGEST_UV = np.iinfo(np.int16).max
 LEAST_SWING_UV = 30.0  # no lead of a living heart stays below: such numbers are millivolts
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
+_PATH = re.compile(r"^(\.|/|~|\w+:/)|/\.|\.\w{2,4}$", re.ASCII)  # looks like one; base64 has no dot
 _RECORD_KEYS = ("signal_uv", "sampling_rate_hz", "leads")
 
 
@@ -62,7 +63,9 @@ def read_page(value: Any, folder: Path | None) -> Shown:
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"found {shown(value)}, expected the bytes of an image file, base64, a data URL or a path")
+        raise PageRefused(
+            NO_IMAGE, f"found {shown(value)}, expected the bytes of an image file, base64, a data URL or a path"
+        )
     return Shown(decode(_image_bytes(value.strip(), folder)))
 
 
@@ -125,14 +128,17 @@ def _image_bytes(text: str, folder: Path | None) -> bytes:
         if path is not None:
             return read_file(path)
     if len(text) > MAX_BASE64_CHARACTERS:
-        raise UserError(f"{len(text) / 1e6:.0f} MB of base64; expected an image file of at most {MAX_FILE_MB} MB")
+        raise PageRefused(
+            OVERSIZE, f"{len(text) / 1e6:.0f} MB of base64; expected an image file of at most {MAX_FILE_MB} MB"
+        )
+    kind = OUTSIDE if _PATH.search(text[:MAX_PATH_CHARACTERS]) else NO_IMAGE
     where = "paths are not followed here" if folder is None else "no file of that name lies in the folder of pages"
     try:
         data = base64.b64decode(text[header.end() if header else 0 :], validate=True)
     except (binascii.Error, ValueError) as error:
-        raise UserError(f"{shown(text)} is no base64 of an image ({error}), and {where}") from error
+        raise PageRefused(kind, f"{shown(text)} is no base64 of an image ({error}), and {where}") from error
     if header is None and len(data) < 64:  # a mistyped file name may be valid base64 by chance
-        raise UserError(f"{shown(text)} is too short to be an image in base64, and {where}")
+        raise PageRefused(kind, f"{shown(text)} is too short to be an image in base64, and {where}")
     return data
 
 

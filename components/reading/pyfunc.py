@@ -21,6 +21,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types.schema import AnyType, Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from components.models.signatures import check_folder, policy_of_environment
+from components.pages.guard import OVERSIZE, PageRefused
 from components.pages.spec import PageSpec
 from components.params import Params, UserError
 from components.reading.inputs import Shown, read_page, read_question, read_record, record_spec
@@ -76,7 +77,7 @@ def model_config(params: Params) -> dict[str, Any]:
 class PageReader(PythonModel):
     """Adapters on their bases, behind MLflow's `predict`."""
 
-    on_refused: Callable[[str], None] | None = None  # told the reason of every refused request
+    on_refused: Callable[[str], None] | None = None  # told the kind (`components.pages.guard`) of every refused page
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load base and adapter; signature and every file of the adapter are checked first.
@@ -141,8 +142,8 @@ class PageReader(PythonModel):
             try:
                 return self._read(model_input, params or {})
             except UserError as error:
-                if self.on_refused is not None:
-                    self.on_refused(str(error))
+                if self.on_refused is not None and isinstance(error, PageRefused):
+                    self.on_refused(error.kind)
                 raise _invalid(str(error)) from error
 
     def _read(self, table: pd.DataFrame, params: dict[str, Any]) -> pd.DataFrame:
@@ -188,9 +189,10 @@ class PageReader(PythonModel):
                 pages.append(_told(f"record {index}", read_record, row["record"], self.record_page))
             pixels += pages[-1].page.shape[0] * pages[-1].page.shape[1]
             if pixels > MAX_MEGAPIXELS * 1_000_000:
-                raise UserError(
+                raise PageRefused(
+                    OVERSIZE,
                     f"page {index}: {pixels / 1e6:.0f} megapixels up to here, expected at most {MAX_MEGAPIXELS} in one "
-                    "request; send fewer pages"
+                    "request; send fewer pages",
                 )
         return pages
 
@@ -221,6 +223,8 @@ def _told(what: str, read: Callable[..., Any], *arguments: Any) -> Any:
     """What `read` makes of its arguments; its error names the row."""
     try:
         return read(*arguments)
+    except PageRefused as error:
+        raise PageRefused(error.kind, f"{what}: {error}") from error
     except UserError as error:
         raise UserError(f"{what}: {error}") from error
 
