@@ -224,6 +224,7 @@ class Prefect:
     url: str
     environment: dict[str, str]
     cwd: Path
+    account: str | None = None  # NAME:PASSWORD
 
     def prefect(self, *arguments: str) -> str:
         done = subprocess.run(
@@ -233,9 +234,10 @@ class Prefect:
         return done.stdout
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        request = urllib.request.Request(
-            f"{self.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
+        headers = {"Content-Type": "application/json"}
+        if self.account is not None:
+            headers["Authorization"] = f"Basic {base64.b64encode(self.account.encode()).decode()}"
+        request = urllib.request.Request(f"{self.url}{path}", json.dumps(body).encode(), headers)
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 
@@ -244,23 +246,27 @@ class Prefect:
 
 
 @contextmanager
-def prefect_server(cwd: Path, environment: Mapping[str, str], home: Path) -> Iterator[Prefect]:
-    """A Prefect server on SQLite; `cwd` is the project that is deployed to it."""
+def prefect_server(
+    cwd: Path, environment: Mapping[str, str], home: Path, database: str | None = None, account: str | None = None
+) -> Iterator[Prefect]:
+    """A Prefect server; `cwd` is the project that is deployed to it. `database`: PostgreSQL's address, else SQLite."""
     port = free_port()
-    started = Prefect(
-        f"http://127.0.0.1:{port}/api",
-        {
-            **environment,
-            "PREFECT_HOME": str(home),
-            "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-            "DO_NOT_TRACK": "1",
-        },
-        cwd,
-    )
+    settings = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        "DO_NOT_TRACK": "1",
+        **({} if account is None else {"PREFECT_API_AUTH_STRING": account}),
+    }
+    started = Prefect(settings["PREFECT_API_URL"], {**environment, **settings}, cwd, account)
+    serving = dict(started.environment)
+    if database is not None:
+        serving["PREFECT_API_DATABASE_CONNECTION_URL"] = database.replace("postgresql://", "postgresql+asyncpg://")
+    if account is not None:
+        serving["PREFECT_SERVER_API_AUTH_STRING"] = account
     command = [PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
     log = home / "server.log"
-    with background(command, cwd, started.environment, log) as process:
+    with background(command, cwd, serving, log) as process:
         wait_until(lambda: answers(f"{started.url}/health", process, log), 600, log, every=0.5)
         yield started

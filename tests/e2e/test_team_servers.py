@@ -363,11 +363,12 @@ def pipeline(team: Team, first: int) -> Iterator[Pipeline]:
     home.mkdir()
     worker, receiver = home / "worker.log", home / "receiver.log"
     template = "infra/process-pool.json"
-    with prefect_server(root, environment, home) as server:
+    database, account = make_database(team.postgresql, "prefect"), f"team:{secrets.token_hex(16)}"
+    with prefect_server(root, environment, home, database, account) as server:
         server.prefect("work-pool", "create", "local", "--type", "process", "--base-job-template", template)
         server.prefect("--no-prompt", "deploy", "--name", "decide-now")
-        account = {**server.environment, **team.mlflow.environment("decider"), "PREFECT_WORKER_QUERY_SECONDS": "2"}
-        with background([PREFECT, "worker", "start", "--pool", "local"], root, account, worker):
+        logged_in = {**server.environment, **team.mlflow.environment("decider"), "PREFECT_WORKER_QUERY_SECONDS": "2"}
+        with background([PREFECT, "worker", "start", "--pool", "local"], root, logged_in, worker):
             address = f"http://127.0.0.1:{free_port()}{PATH}"
             yield Pipeline(team, root, server, worker, receiver, address, environment)
 
