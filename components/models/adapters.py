@@ -273,7 +273,7 @@ def _scale_between_factors(model: Any) -> None:
 
     for module in model.modules():
         if type(module) is Linear and not module.lora_variant:
-            module.forward = functools.partial(_scaled_between, module, module.forward)
+            module.forward = functools.partial(_scaled_between, module, module.forward)  # type: ignore[method-assign]
 
 
 def _scaled_between(layer: Any, peft_forward: Callable[..., Any], x: Any, *args: Any, **kwargs: Any) -> Any:
