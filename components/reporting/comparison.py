@@ -25,6 +25,7 @@ CASES = 24
 PAGE_WIDTH_PX = 1056  # wide enough to read half a millimetre off a page of 264 mm
 WEBP_QUALITY = 60
 SUBJECT, BASE, CHAMPION, CHALLENGER = "adapter", "base", "champion", "challenger"
+NOTHING = 1e-9  # what rounding may leave of a difference that is none
 REPORTS, LAYOUTS = "reports", "layouts"  # exams of free text, and of the same records on other pages
 # The columns of the predictions by which patients are grouped.
 GROUPS = ("sex", "age_group", "source", "quality", "layout")
@@ -311,7 +312,7 @@ def _outcome(difference: Estimate, lower_is_better: bool) -> Outcome:
     if difference["interval"] is None:
         return "not measured"
     low, high = difference["interval"]
-    if low <= 0 <= high:
+    if low <= NOTHING and high >= -NOTHING:
         return "not told apart"
     return "better" if (low > 0) != lower_is_better else "worse"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ GROUPINGS: Mapping[str, str] = {
     "quality": "Signal quality",
     "layout": "Layout of the page",
 }
+FACTS: Mapping[str, str] = {"quality": "signal {}", "layout": "layout {}"}  # what does not speak for itself
 LINEAGE: Mapping[str, str] = {
     "recipe": "recipe",
     "trained_by": "trained by",
@@ -67,6 +69,7 @@ LINEAGE: Mapping[str, str] = {
     "adapter_sha256": "adapter (SHA-256)",
     "exam_sha256": "exam (SHA-256)",
 }
+FILTERS = 10  # findings to filter by: those whose answer changed most often
 PLOT_PX, PLOT_HEIGHT_PX = 170, 18
 TRACK_PX = 92
 NOTABLE = 0.05  # a probability that moved less is drawn grey
@@ -106,7 +109,8 @@ def write_review(
 
 def render(review: Review) -> str:
     """The whole document."""
-    labels = list(dict.fromkeys(answer.label for case in review.cases for answer in case.answers if answer.changed))
+    changed = Counter(answer.label for case in review.cases for answer in case.answers if answer.changed)
+    labels = [label for label, _ in changed.most_common(FILTERS)]
     style = CSS + _filters(len(labels))
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; form-action 'none'; base-uri 'none'"
@@ -198,7 +202,7 @@ def _glance(review: Review) -> str:
             "",
         )
     )
-    for title, parts in (("conditions", review.conditions), ("patient groups", review.groups)):
+    for title, parts in (("conditions", review.conditions), ("groups", review.groups)):
         rows = [row for one in parts for row in one.rows]
         better, worse = (sum(row.outcome == outcome for row in rows) for outcome in ("better", "worse"))
         outcome = "worse" if worse else "better" if better else ""
@@ -216,7 +220,7 @@ def _glance(review: Review) -> str:
 def _rules(review: Review) -> str:
     rows = "\n".join(
         f'<tr class="{"holds" if rule["passed"] else "fails"}"><td class="mark">{"✔" if rule["passed"] else "✘"}</td>'
-        f'<th scope="row">{_text(rule["name"])}</th><td>{_text(rule["sentence"])}</td></tr>'
+        f'<th scope="row">{_text(rule["name"])}</th><td>{_text(_finding(rule))}</td></tr>'
         for rule in review.verdict["rules"]
     )
     sentences = [review.verdict.get("levels"), (review.verdict.get("power") or {}).get("sentence")]
@@ -227,6 +231,11 @@ def _rules(review: Review) -> str:
 <tbody>{rows}</tbody></table></div>
 {notes}
 </section>"""
+
+
+def _finding(rule: Mapping[str, Any]) -> str:
+    """A rule's sentence without the name that stands beside it."""
+    return str(rule["sentence"]).removeprefix(f"{rule['name']}: ")
 
 
 def _overall(review: Review) -> str:
@@ -265,7 +274,7 @@ def _groups(review: Review) -> str:
         blocks.append(f"<h3>{_text(title)}{_text(where)}</h3>")
         blocks.append(_table(review, part.rows, "records", lambda row: row.name))
     return f"""<section>
-<h2>By patient group</h2>
+<h2>By patient group and by page</h2>
 <p>{_text(METRICS.get(metric, metric))}, exam “{_text(_exam_title(exam))}”, within each group.</p>
 {"".join(blocks) or '<p class="note">The exam names no groups of patients.</p>'}
 {_luck(review, review.groups)}
@@ -282,9 +291,10 @@ def _table(
 ) -> str:
     """One line a row: its name, each side's value, and the paired difference as figures and as a drawing."""
     scale = max((abs(bound) for row in rows for bound in row.difference["interval"] or ()), default=0.0) or 1.0
+    sides = [side for side in review.sides if any(side.key in row.values for row in rows)]
     heads = [f'<th class="n">{number}</th>'] if number else []
     heads += ["<th>found</th>", "<th>false alarms</th>"] if counts else []
-    heads += [f"<th>{_text(_short(side.title))}</th>" for side in review.sides]
+    heads += [f"<th>{_text(_short(side.title))}</th>" for side in sides]
     lines = []
     for row in rows:
         way = "lower" if row.lower_is_better else "higher"
@@ -292,7 +302,7 @@ def _table(
         cells = [f'<th scope="row">{_text(title(row))}{hint}</th>']
         cells += [f'<td class="n">{row.n:,}</td>'] if number else []
         cells += _counts(review, row.counts) if counts else []
-        cells += [f"<td>{_estimate(row.values.get(side.key))}</td>" for side in review.sides]
+        cells += [f"<td>{_estimate(row.values.get(side.key))}</td>" for side in sides]
         cells.append(f'<td class="difference">{_estimate(row.difference, sign=True)}</td>')
         cells.append(f'<td class="drawn">{_plot(row, scale)}</td>')
         lines.append(f'<tr class="{row.outcome.replace(" ", "-")}">{"".join(cells)}</tr>')
@@ -381,7 +391,8 @@ def _cases(review: Review, labels: Sequence[str]) -> str:
 <h2>The {len(review.cases)} pages on which they differ most</h2>
 <p>Ordered by how many answers changed, then by how far the probabilities moved. An answer is what was said, yes or no,
 beside the probability of yes. Shown are the questions about the {_text(_exam_title(review.primary[0]).lower())}, and of
-all others those whose answer changed or should be yes. Click a page to enlarge it.</p>
+all others those whose answer changed or should be yes. What is printed at a page's head (name, age, sex, date) is made
+up when the page is drawn; the record's own stands above the page. Click a page to enlarge it.</p>
 <fieldset class="filter"><legend>Show</legend>{pick}</fieldset>
 <fieldset class="filter"><legend>Changed answer about</legend>
 <label><input type="radio" name="finding" id="f-any" checked><span>anything</span></label>{finding}</fieldset>
@@ -398,12 +409,15 @@ def _kind(case: Case) -> str:
 
 
 def _case(review: Review, number: int, case: Case, labels: Sequence[str]) -> str:
-    changed = [answer for answer in case.answers if answer.changed]
-    classes = " ".join(["case", _kind(case), *sorted({f"f{labels.index(answer.label)}" for answer in changed})])
+    changed = {answer.label for answer in case.answers if answer.changed}
+    found = [f"f{place}" for place, label in enumerate(labels) if label in changed]
+    classes = " ".join(["case", _kind(case), *found])
     turned = [f"{of} {how}" for of, how in ((case.gained, "to right"), (case.lost, "to wrong")) if of]
     many = len(changed)
     said = f"{many} answer{'s' * (many != 1)} changed: {', '.join(turned)}" if changed else "no answer changed"
-    facts = " · ".join(_text(text) for text in (case.page_id, *case.facts.values()))
+    facts = " · ".join(
+        _text(FACTS.get(name, "{}").format(text)) for name, text in {"": case.page_id, **case.facts}.items()
+    )
     if case.picture is None:
         page = f'<p class="missing">{_text(case.missing)}</p>'
     else:
@@ -460,11 +474,12 @@ def _words(review: Review, words: Mapping[str, Words]) -> str:
         if side.key not in words:
             continue
         said = words[side.key]
-        false = "".join(f'<li class="wrong">✘ not true: {_text(_label_title(one))}</li>' for one in said.false)
-        missed = "".join(f"<li>– not stated: {_text(_label_title(one))}</li>" for one in said.missed)
+        false, missed = (", ".join(_text(_label_title(one)) for one in labels) for labels in (said.false, said.missed))
+        lines = (f'<li class="wrong">✘ not true: {false}</li>' if false else "") + (
+            f"<li>not stated: {missed}</li>" if missed else ""
+        )
         blocks.append(
-            f"<dt>{_text(_short(side.title))} writes</dt><dd>{_text(said.text) or '(nothing)'}"
-            f"<ul>{false}{missed}</ul></dd>"
+            f"<dt>{_text(_short(side.title))} writes</dt><dd>{_text(said.text) or '(nothing)'}<ul>{lines}</ul></dd>"
         )
     return f'<dl class="words">{"".join(blocks)}</dl>' if blocks else ""
 

@@ -77,7 +77,7 @@ def site(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     base = base[base["exam"].isin(("super", "statements"))]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        for number, skill in ((1, 1.0), (2, 4.5)):
+        for number, skill in ((1, 1.5), (2, 3.5)):
             write_project(root, params, skill, seed=number)
             (root / "params.yaml").write_text(recipe)
             shutil.rmtree(root / "data/exams")
