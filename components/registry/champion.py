@@ -36,7 +36,6 @@ from components.registry.versions import (
     APPROVED,
     CHALLENGER,
     CHAMPION,
-    NO_VERSION,
     PASSED,
     PREVIOUS_CHAMPION,
     REJECTED,
@@ -56,7 +55,9 @@ LINEAGE = (
     *("exam_sha256", "files_sha256", "trained_by", "signed_by"),
 )
 DECISION_TAGS = ("approved_by", "approval_note", "approval")
+PUT_BACK = "; it is put back"  # ends the words on a change
 LEDGER_KEEPER = "ecg"  # who, where no person acted
+LONGEST_FOUND = 200  # characters of a changed tag that go into the ledger
 TRIES = 8  # of a verb, while other processes decide something meanwhile
 
 Answer = TypeVar("Answer")
@@ -235,23 +236,36 @@ def _refuse_changes(desk: Desk, versions: Mapping[int, Version], shown: Sequence
         if standing is None or (standing.adopted and own(shown[0], version) is None):
             continue
         legal = [tags for state in shown if (tags := _tags_in(state, version)) is not None]
-        changed = []
+        typed = standing.typed()
+        changed = {}
         for name, value in standing.tags().items():
             says = _said(version, name)
-            typed = name in standing.typed() or (name == "approved_by" and says in standing.approvals)
-            if not typed and says not in {tags[name] for tags in legal}:
-                changed.append(f"tag {name} says {_quoted(says)}, expected {_quoted(value)}")
-        if changed:
-            found.append(desk.refuse(version.number, LEDGER_KEEPER, f"{'; '.join(changed)}; it is put back", CHANGE))
+            one_of_several = name == "approved_by" and says in standing.approvals
+            if name not in typed and not one_of_several and says not in {tags[name] for tags in legal}:
+                changed[f"tag {name}"] = (says, value)
+        found += _refuse_change(desk, version.number, changed)
     holder = _holder(versions.values(), CHAMPION)
     gone = holder is None and now.champion is not None and now.champion not in versions
     if holder not in {state.champion for state in shown} and not gone:
-        why = f"alias {CHAMPION} stood at {holder or NO_VERSION}, expected {now.champion or NO_VERSION}; it is put back"
-        before = len(desk.book.entries())
-        details = {"action": CHANGE, "alias": CHAMPION}
-        entry = refuse(desk.book, now.champion, who=LEDGER_KEEPER, why=why, details=details)
-        found.append(Decision(now.champion, "refused", why, fresh=entry.seq > before))
+        stands, expected = (None if number is None else str(number) for number in (holder, now.champion))
+        found += _refuse_change(desk, now.champion, {f"alias {CHAMPION}": (stands, expected)})
     return found
+
+
+def _refuse_change(
+    desk: Desk, number: int | None, changed: Mapping[str, tuple[str | None, str | None]]
+) -> list[Decision]:
+    """Enter a change: what -> (found, expected). What an interrupted call has refused already is not entered again."""
+    entries = desk.book.entries()
+    known = [entry.details["found"] for entry in _open_changes(entries) if entry.version == number]
+    found = {what: None if says is None else says[:LONGEST_FOUND] for what, (says, _) in changed.items()}
+    new = {what: says for what, says in found.items() if not any(what in one and one[what] == says for one in known)}
+    if not new:
+        return []
+    words = (f"{what} says {_quoted(says)}, expected {_quoted(changed[what][1])}" for what, says in new.items())
+    why = "; ".join(words) + PUT_BACK
+    refuse(desk.book, number, who=LEDGER_KEEPER, why=why, details={"action": CHANGE, "found": new})
+    return [Decision(number, "refused", why)]
 
 
 def _complete(desk: Desk, state: State, versions: Mapping[int, Version]) -> Decision:
@@ -276,18 +290,17 @@ def _complete(desk: Desk, state: State, versions: Mapping[int, Version]) -> Deci
 
 
 def _record_restored(desk: Desk) -> None:
-    state = desk.state()
-    for entry in reversed(desk.book.entries()):
-        if entry.event != REFUSED or entry.details.get("action") != CHANGE:
-            continue
-        alias = entry.details.get("alias")
-        is_open = state.alias_changed if alias else entry.version is not None and state.versions[entry.version].changed
-        if not is_open:
-            continue
-        what = {"alias": alias} if alias else {}
-        why = f"as it was before: {entry.why.removesuffix('; it is put back')}"
-        desk.book.record(RESTORED, entry.version, who=LEDGER_KEEPER, why=why, key=f"restored:{entry.seq}", details=what)
-        state = desk.state()
+    """Enter that what was refused is put back."""
+    for entry in _open_changes(desk.book.entries()):
+        why = f"as it was before: {entry.why.removesuffix(PUT_BACK)}"
+        desk.book.record(RESTORED, entry.version, who=LEDGER_KEEPER, why=why, key=f"restored:{entry.seq}")
+
+
+def _open_changes(entries: Sequence[Entry]) -> list[Entry]:
+    """The refusals of changes that are not put back yet."""
+    keys = {entry.key for entry in entries}
+    changes = (entry for entry in entries if entry.event == REFUSED and entry.details.get("action") == CHANGE)
+    return [entry for entry in changes if f"restored:{entry.seq}" not in keys]
 
 
 def registered_as(version: Version, standing: Standing) -> Version:
@@ -381,4 +394,4 @@ def _whole_number(text: str | None) -> int:
 
 
 def _quoted(text: str | None) -> str:
-    return "nothing" if text is None else f"'{text[:200]}'"
+    return "nothing" if text is None else f"'{text[:LONGEST_FOUND]}'"

@@ -26,6 +26,8 @@ from components.registry.versions import (
     read_versions,
 )
 
+FAILS_NOW = "Compared with the champion of now it does not pass the gate"
+
 
 def decide(params: Params, root: Path = Path()) -> list[Decision]:
     """Complete an interrupted move, take in what people typed in the MLflow UI, then promote or refuse every approved
@@ -127,8 +129,8 @@ def _check(desk: Desk, version: Version, standing: Standing, root: Path) -> int 
     Raises:
         UserError: what does not hold.
     """
-    if standing.gate != PASSED:
-        raise UserError(f"It did not pass the gate: {standing.gate_reason}")
+    if standing.gate != PASSED:  # the words of the refusal below, which came with that verdict
+        raise UserError(f"{FAILS_NOW}: {standing.gate_reason}")
     short = shortfall(desk.params.approval, standing)
     if short is not None:
         raise UserError(short)
@@ -148,7 +150,7 @@ def _check(desk: Desk, version: Version, standing: Standing, root: Path) -> int 
     verify_evidence(desk.client, version.run_id, standing.evidence)
     verdict = judge(desk.client, desk.params, read_version(desk.client, desk.model, version.number), root)
     if not verdict.passed:
-        raise UserError(f"Compared with the champion of now it does not pass the gate: {verdict.reason}")
+        raise UserError(f"{FAILS_NOW}: {verdict.reason}")
     judged = desk.state()
     now = judged.versions[version.number]
     if now.approval != APPROVED:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from components.models.adapters import WEIGHTS, verify_adapter
 from components.params import Params, UserError, to_dict
-from components.registry.champion import Desk, at_desk, own
+from components.registry.champion import LEDGER_KEEPER, Desk, at_desk, own
 from components.registry.describe import describe
 from components.registry.files import ADAPTER, folder_sha256, read_artifact_json, refuse_pickles
-from components.registry.ledger import REGISTERED
+from components.registry.ledger import REGISTERED, WITHDRAWN
 from components.registry.signing import SIGNED_BY, sign_served, signing_key
 from components.registry.state import Standing
 from components.registry.versions import find_model, read_versions
@@ -232,8 +232,19 @@ def _create_version(desk: Desk, run_id: str, tags: dict[str, str], evidence: dic
     if find_model(desk.client, model) is None:
         desk.client.create_registered_model(model, description=f"Adapters of the recipe {desk.params.recipe}.")
     source = f"{desk.client.get_run(run_id).info.artifact_uri}/{SERVED}"
+    _withdraw_unfinished(desk)
     _enter(desk, _next_number(desk), run_id, source, tags, evidence)
     return _create(desk, desk.state().versions[max(desk.state().versions)])
+
+
+def _withdraw_unfinished(desk: Desk) -> None:
+    """Take back what a killed run entered and never made: its number is the next one's. It is registered anew when
+    its project is."""
+    last = max((version.number for version in read_versions(desk.client, desk.model)), default=0)
+    for number, one in desk.state().versions.items():
+        if number > last and one.gate is None:
+            why = "its registration was interrupted, and another was made first"
+            desk.book.record(WITHDRAWN, number, who=LEDGER_KEEPER, why=why, key=f"withdrawn:{number}:{one.run_id}")
 
 
 def _next_number(desk: Desk) -> int:

@@ -35,7 +35,6 @@ class Standing:
     promoted_from: int | None = None
     left: dict[str, str] | None = None  # the rollback that left it: to, by, at, reason
     refused: str | None = None  # why its promotion was refused
-    changed: bool = False  # a change from outside was refused and is not put right yet
     asked: int = 0  # seq of the verdict that opened it for approval
     adopted: bool = False  # was in MLflow before there was a ledger
 
@@ -83,7 +82,6 @@ class State:
     previous: int | None = None
     moved: int = 0  # seq of the last entry that moved the champion
     before: State | None = None  # the state that entry found
-    alias_changed: bool = False
 
     def challenger(self) -> int | None:
         """The newest version after the champion that passed the gate and may still be promoted."""
@@ -120,10 +118,6 @@ def _apply(state: State, entry: Entry) -> None:
             number, details["run_id"], details["source"], dict(details["tags"]), dict(details["evidence"])
         )  # fmt: skip
         state.begun = True
-    elif entry.event == ledger.RESTORED and entry.details.get("alias"):
-        state.alias_changed = False
-    elif entry.event == ledger.REFUSED and entry.details.get("alias"):
-        state.alias_changed = True
     elif entry.version in state.versions:
         _apply_to(state, state.versions[entry.version], entry)
 
@@ -151,14 +145,12 @@ def _apply_to(state: State, version: Standing, entry: Entry) -> None:
             if left is not None:
                 left.left = {"to": str(version.number), "by": entry.who, "at": entry.at, "reason": entry.why}
             state.previous, state.champion = _predecessor(state, version, details["from"]), version.number
+        case ledger.WITHDRAWN if version.gate is None:  # a registration
+            del state.versions[version.number]
         case ledger.WITHDRAWN:
             _withdraw(state, entry)
-        case ledger.REFUSED if details.get("action") == CHANGE:
-            version.changed = True
         case ledger.REFUSED if details.get("action") == PROMOTION:
             version.refused = entry.why
-        case ledger.RESTORED:
-            version.changed = False
         case ledger.SIGNED:
             version.lineage["signed_by"] = details["signed_by"]
 
