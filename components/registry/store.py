@@ -28,11 +28,19 @@ def opened(registry: RegistryParams) -> Iterator[MlflowClient]:
     So a minutely `decide` and a person's `rollback` follow each other.
 
     Raises:
-        UserError: the store cannot be opened, see `connect`, or another verb held on for too long.
+        UserError: the store cannot be opened, see `connect`, another verb held on for too long, or a server does not
+            let this account write what the verb writes.
     """
     client = connect(registry)
+    from mlflow.exceptions import MlflowException
+
     with alone(registry.tracking_uri, registry.model, _sqlite_file(registry.tracking_uri)):
-        yield client
+        try:
+            yield client
+        except MlflowException as error:
+            if error.error_code != "PERMISSION_DENIED":
+                raise
+            raise UserError(f"{registry.tracking_uri}: {error.message}; ask its admin (infra/README.md)") from error
 
 
 def connect(registry: RegistryParams) -> MlflowClient:
