@@ -223,12 +223,11 @@ def refuse(book: Ledger, version: int | None, *, who: str, why: str, details: Ma
 
 def seal(entry: Entry) -> Entry:
     """`entry` with its hash."""
-    body = {name: value for name, value in dataclasses.asdict(entry).items() if name != "hash"}
-    return dataclasses.replace(entry, hash=hashlib.sha256(_canonical(body)).hexdigest())
+    return dataclasses.replace(entry, hash=_hash(_tree(entry)))
 
 
 def to_bytes(entry: Entry) -> bytes:
-    return _canonical(dataclasses.asdict(entry)) + b"\n"
+    return _canonical(_tree(entry)) + b"\n"
 
 
 def head_of(entry: Entry) -> str:
@@ -242,10 +241,11 @@ def check_entry(data: bytes, before: Entry | None, model: str, name: str) -> Ent
         UserError: it does not; `name` says where it lies.
     """
     try:
-        entry = Entry(**json.loads(data))
+        tree = json.loads(data)
+        entry = Entry(**tree)
     except (ValueError, TypeError) as error:
         raise UserError(f"{name} is no entry ({error})") from error
-    if to_bytes(seal(entry)) != data:
+    if _canonical(tree) + b"\n" != data or _hash(tree) != entry.hash:
         raise UserError(f"{name} was changed: its hash is not that of its text")
     if entry.seq != (before.seq if before else 0) + 1:
         raise UserError(f"{name} holds entry {entry.seq}, expected {(before.seq if before else 0) + 1}")
@@ -276,6 +276,14 @@ def check_head(entries: Sequence[Entry], head: str | None) -> list[str]:
     if entries[int(seq) - 1].hash != digest:
         return [f"entry {seq} is not the one that MLflow's tag {HEAD} has seen: the chain was written anew"]
     return []
+
+
+def _tree(entry: Entry) -> dict[str, Any]:
+    return {field.name: getattr(entry, field.name) for field in dataclasses.fields(entry)}
+
+
+def _hash(tree: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical({name: value for name, value in tree.items() if name != "hash"})).hexdigest()
 
 
 def _canonical(tree: Mapping[str, Any]) -> bytes:

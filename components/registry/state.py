@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,6 +71,15 @@ class Standing:
         return ("promotion_refused", *open_)
 
 
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What a move changes, as it was."""
+
+    champion: int | None
+    previous: int | None
+    versions: Mapping[int, Standing]
+
+
 @dataclass(slots=True)
 class State:
     """The model as the ledger knows it after entry `seq`."""
@@ -81,7 +90,7 @@ class State:
     champion: int | None = None
     previous: int | None = None
     moved: int = 0  # seq of the last entry that moved the champion
-    before: State | None = None  # the state that entry found
+    before: Before | None = None  # what that entry found
 
     def challenger(self) -> int | None:
         """The newest version after the champion that passed the gate and may still be promoted."""
@@ -168,8 +177,9 @@ def _gated(version: Standing, entry: Entry) -> None:
 
 
 def _keep(state: State, entry: Entry) -> None:
-    state.before = None
-    state.before = copy.deepcopy(state)
+    moved = {entry.version, entry.details["from"]}
+    versions = {number: dataclasses.replace(one) for number, one in state.versions.items() if number in moved}
+    state.before = Before(state.champion, state.previous, versions)
     state.moved = entry.seq
 
 
@@ -177,11 +187,9 @@ def _withdraw(state: State, entry: Entry) -> None:
     """A move that could not be carried out: champion and versions stand as they did before it."""
     before = state.before
     assert before is not None  # a withdrawal follows the move it withdraws
-    changed = {n for n, one in before.versions.items() if one != state.versions[n]}
     state.champion, state.previous, state.before = before.champion, before.previous, None
+    state.versions.update(before.versions)
     state.moved = entry.seq
-    for number in changed:
-        state.versions[number] = before.versions[number]
 
 
 def _predecessor(state: State, version: Standing, left: int | None) -> int | None:
