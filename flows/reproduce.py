@@ -7,14 +7,16 @@ what comes of it is kept with the version and in the ledger.
 
 from __future__ import annotations
 
+import configparser
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -92,8 +94,7 @@ def reproduce(params: Params, number: int, by: str, into: Path | None, from_sour
     record = read_record(params, number)
     with ended_by_terminate(), _clone(record, into) as rebuild:
         mended = _mend_inputs(rebuild)
-        _configure(rebuild.folder)
-        _make(rebuild, from_source)
+        _make(rebuild, _configure(rebuild.folder), from_source)
         found = yaml.safe_load((rebuild.folder / "dvc.lock").read_text())
         manifest = json.loads((rebuild.folder / ADAPTER / "manifest.json").read_text())
         metrics = json.loads((rebuild.folder / METRICS).read_text())
@@ -176,33 +177,38 @@ def make_plan(lock: Mapping[str, Any]) -> Plan:
     Raises:
         UserError: no stage of `lock` makes the adapter, or the metrics.
     """
-    stages: Mapping[str, Any] = lock["stages"]
-    makers = {entry["path"]: name for name, stage in stages.items() for entry in stage.get("outs", [])}
+    makers = _makers(lock)
     for out in (ADAPTER, METRICS):
         if out not in makers:
             raise UserError(f"dvc.lock of the version: no stage made {out}; expected a pipeline of this project")
-    earlier = {name: _makers_of(stages[name], makers) for name in stages}
     order: list[str] = []
 
     def visit(name: str) -> None:
         if name not in order:
-            for one in earlier[name]:
-                visit(one)
+            for earlier in _earlier(lock, name):
+                visit(earlier)
             order.append(name)
 
     visit(makers[METRICS])
     remade: list[str] = []
     for name in order:
-        if name == makers[ADAPTER] or set(earlier[name]) & set(remade):
+        if name == makers[ADAPTER] or set(_earlier(lock, name)) & set(remade):
             remade.append(name)
     return Plan(tuple(name for name in order if name not in remade), tuple(remade))
 
 
-def _makers_of(stage: Mapping[str, Any], makers: Mapping[str, str]) -> list[str]:
-    paths = [entry["path"] for entry in stage.get("deps", [])]
-    return sorted(
-        {maker for out, maker in makers.items() for path in paths if path == out or path.startswith(f"{out}/")}
-    )
+def _makers(lock: Mapping[str, Any]) -> dict[str, str]:
+    """Out → the stage that makes it."""
+    return {entry["path"]: name for name, stage in lock["stages"].items() for entry in stage.get("outs", [])}
+
+
+def _earlier(lock: Mapping[str, Any], name: str) -> list[str]:
+    """The stages whose outs stage `name` reads."""
+    paths = [entry["path"] for entry in lock["stages"][name].get("deps", [])]
+    found = {
+        maker for out, maker in _makers(lock).items() for path in paths if path == out or path.startswith(f"{out}/")
+    }
+    return sorted(found)
 
 
 @contextmanager
@@ -250,53 +256,70 @@ def _fill(folder: Path, record: Record, plan: Plan) -> Path:
     return folder
 
 
-def _configure(folder: Path) -> None:
-    """The clone's DVC has a cache of its own, and takes what it needs from the project's, then from its remotes."""
-    local = Path(".dvc/config.local")
-    if local.exists():
-        write_text(folder / local, local.read_text())
-    cache = Path(_dvc(Path.cwd(), "cache", "dir").strip()).resolve()
-    _dvc(folder, "config", "--local", "cache.dir", str(folder.resolve() / ".dvc" / "cache"))
-    _dvc(folder, "remote", "add", "--local", "--force", CACHE_REMOTE, str(cache))
+def _configure(folder: Path) -> list[str]:
+    """Give the clone's DVC a cache of its own; returns the remotes it may pull from: the project's cache, then its own.
+
+    Raises:
+        UserError: the project's DVC settings cannot be read.
+    """
+    found = subprocess.run(dvc("cache", "dir"), env=environment(), capture_output=True, text=True)
+    if found.returncode != 0:
+        raise UserError(f".dvc/config: DVC cannot read the project: {found.stderr.strip()}")
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read([".dvc/config", ".dvc/config.local"])
+    default = settings.get("core", "remote", fallback=None)
+    own = configparser.ConfigParser(interpolation=None)
+    own.read(".dvc/config.local")
+    own.read_dict(
+        {
+            "cache": {"dir": str(folder.resolve() / ".dvc" / "cache")},
+            f"'remote \"{CACHE_REMOTE}\"'": {"url": str(Path(found.stdout.strip()).resolve())},
+        }
+    )
+    text = io.StringIO()
+    own.write(text)
+    write_text(folder / ".dvc" / "config.local", text.getvalue())
+    (folder / ".dvc" / "config.local").chmod(0o600)  # it may name keys of a remote
+    return [CACHE_REMOTE, *([default] if default else [])]
 
 
-def _make(rebuild: Rebuild, from_source: bool) -> None:
+def _make(rebuild: Rebuild, remotes: Sequence[str], from_source: bool) -> None:
     """Everything up to the metrics; what is an input is pulled where it can be."""
+    lock = rebuild.record.lock
     with no_orphans(), show.StageProgress() as progress:
-        done: set[str] = set()
 
-        def obtain(name: str) -> None:
-            if name in done:
-                return
-            done.add(name)
-            if name in rebuild.plan.inputs and not from_source and _pull(rebuild, name):
+        def restored(*names: str) -> bool:
+            """Whether all of them were pulled; a stage that is no input never is."""
+            if from_source or not set(names) <= set(rebuild.plan.inputs):
+                return False
+            started = time.monotonic()
+            if not any(_pull(rebuild.folder, remote, names) for remote in remotes):
+                return False
+            for name in names:
                 rebuild.restored.append(name)
                 progress.start(name)
-                progress.finish(name, "pulled", 0.0)
+                progress.finish(name, "pulled", time.monotonic() - started)
+            return True
+
+        def obtain(name: str) -> None:
+            if name in rebuild.ran or name in rebuild.restored or restored(name):
                 return
-            for earlier in _needed(rebuild.record.lock, name):
+            for earlier in _earlier(lock, name):
                 obtain(earlier)
             _run(rebuild, name, progress)
 
+        direct = {earlier for name in rebuild.plan.remade for earlier in _earlier(lock, name)}
+        restored(*sorted(direct & set(rebuild.plan.inputs)))  # all at once, where all of them are there
         for name in rebuild.plan.remade:
             obtain(name)
 
 
-def _needed(lock: Mapping[str, Any], name: str) -> list[str]:
-    stages = lock["stages"]
-    makers = {entry["path"]: maker for maker, stage in stages.items() for entry in stage.get("outs", [])}
-    return _makers_of(stages[name], makers)
-
-
-def _pull(rebuild: Rebuild, name: str) -> bool:
-    """Whether the outs of stage `name`, as the version's lock names them, are in the clone now."""
-    settings = {**environment(), **_settings(rebuild.folder)}
-    for source in (["--remote", CACHE_REMOTE], []):
-        command = dvc("pull", *source, name)
-        done = subprocess.run(command, cwd=rebuild.folder, env=settings, capture_output=True, text=True)
-        if done.returncode == 0:
-            return True
-    return False
+def _pull(folder: Path, remote: str, stages: Sequence[str]) -> bool:
+    """Whether the outs of `stages`, as the version's lock names them, are in the clone now."""
+    settings = {**environment(), **_settings(folder)}
+    command = dvc("pull", "--remote", remote, *stages)
+    done = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True)
+    return done.returncode == 0
 
 
 def _run(rebuild: Rebuild, name: str, progress: show.StageProgress) -> None:
@@ -322,13 +345,6 @@ def _settings(folder: Path) -> dict[str, str]:
         "ECG_TRACKING_URI": "",
         "DVC_SITE_CACHE_DIR": str(folder.resolve() / ".dvc" / "tmp" / "site"),
     }
-
-
-def _dvc(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(dvc(*arguments), cwd=folder, env=environment(), capture_output=True, text=True)
-    if done.returncode != 0:
-        raise UserError(f"{folder / '.dvc/config'}: DVC cannot read the project: {done.stderr.strip()}")
-    return done.stdout
 
 
 def _weights_sha256(adapter: Path) -> str:
@@ -392,7 +408,7 @@ def _listed(folder: Path, path: str) -> list[str]:
 
 
 def _differs_from_head(path: str) -> bool:
-    return bool(git("status", "--porcelain", "--", path))
+    return bool(git("--no-optional-locks", "status", "--porcelain", "--", path))
 
 
 def _blob(name: str) -> bytes:

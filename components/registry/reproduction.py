@@ -207,7 +207,7 @@ def record_reproduction(params: Params, version: Version, made: Reproduction) ->
     Raises:
         UserError: the store cannot be opened, or the ledger does not hold.
     """
-    name = f"{FOLDER}/{made.at.replace(':', '')}.json"
+    name = f"{FOLDER}/{made.at[:19].replace(':', '-')}.json"  # to the second
     with opened(params.registry) as client:
         client.log_text(version.run_id, json.dumps(dataclasses.asdict(made), indent=1), name)
         open_ledger(client, params.registry).record(
