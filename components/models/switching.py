@@ -59,6 +59,8 @@ class Adapters:
         self._tensors.pop(name, None)
         if name in self._low_rank:
             self._low_rank.remove(name)
+            if self._low_rank:  # peft warns where it has to choose which one follows
+                self.model.set_adapter(min(self._low_rank))
             self.model.delete_adapter(name)
             if not self._low_rank:  # the next one wraps the base anew
                 self.model = self.model.unload()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,9 @@ FLAGS = {
     "short-record": "The record is shorter than the ten seconds of a page.",
     "flat-lead": "A lead of the record is a flat line.",
     "unsure": "No finding stands out.",
+    "words-differ": "The answer says a normal ECG, the probability says otherwise.",
 }
+_SAYS_NORMAL = re.compile(r"(?<!not a )(?<!no )\bnormal ecg\b", re.IGNORECASE)
 NOTICE = "Not a medical device: a research tool's reading, no diagnosis. Do not treat anyone by it."
 
 
@@ -63,7 +66,7 @@ def interpret(
             probabilities={name: float(p) for name, p in zip(SUPERCLASSES, probabilities, strict=True)},
             question=question,
             answer=answer,
-            flags=tuple(_flags(shown, probabilities, page_size)),
+            flags=tuple(_flags(shown, probabilities, page_size, answer)),
         )
         for shown, probabilities, question, answer in zip(pages, scores.p_yes, questions, answers, strict=True)
     ]
@@ -84,7 +87,7 @@ def _answers(
     return answers
 
 
-def _flags(shown: Shown, probabilities: NDArray[np.float32], page_size: tuple[int, int]) -> list[str]:
+def _flags(shown: Shown, probabilities: NDArray[np.float32], page_size: tuple[int, int], answer: str) -> list[str]:
     height, width = shown.page.shape[:2]
     wanted_width, wanted_height = page_size
     flags = []
@@ -97,4 +100,6 @@ def _flags(shown: Shown, probabilities: NDArray[np.float32], page_size: tuple[in
     flags += shown.flags
     if all(p < UNSURE[1] for p in probabilities) and any(p > UNSURE[0] for p in probabilities):
         flags.append("unsure")
+    if _SAYS_NORMAL.search(answer) and probabilities[SUPERCLASSES.index("NORM")] < UNSURE[0]:
+        flags.append("words-differ")
     return flags

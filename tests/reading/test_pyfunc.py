@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -200,6 +201,82 @@ def test_a_changed_byte_of_the_adapter_is_not_loaded(params: Params, adapter: Pa
         mlflow.pyfunc.load_model(str(tmp_path / "model"))
 
 
+def test_a_page_may_be_bytes_and_a_record_is_drawn(model: Any, page: bytes, path: str) -> None:
+    record = simulate(HOSPITALS["base"], 3, 0)
+    sent = {"signal_uv": record.signal_uv.tolist(), "sampling_rate_hz": record.sampling_rate_hz}
+    table = model.predict(pd.DataFrame([{"page": page}, {"page": path}, {"record": sent, "question": "Which leads?"}]))
+    assert list(table.loc[0, list(SUPERCLASSES)]) == list(table.loc[1, list(SUPERCLASSES)])
+    assert table["question"][2] == "Which leads?"
+    alone = model.predict([{"record": sent}])
+    np.testing.assert_allclose(
+        [alone[name][0] for name in SUPERCLASSES], [table[name][2] for name in SUPERCLASSES], atol=1e-4
+    )
+    assert "record 0: signal_uv: found 1 leads" in refused(model, [{"record": {**sent, "signal_uv": [[1]]}}])
+
+
+def test_paths_lead_below_the_folder_that_whoever_loads_it_names(served: Path, page: bytes, tmp_path: Path) -> None:
+    import mlflow
+
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    (folder / "page.png").write_bytes(page)
+    (tmp_path / "secret.png").write_bytes(page)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", list(sys.path))
+        model = mlflow.pyfunc.load_model(str(served), model_config={"pages_folder": str(folder)})
+    assert len(model.predict([{"page": "page.png"}, {"page": str(folder / "page.png")}])) == 2
+    assert "no file of that name lies in the folder of pages" in refused(model, [{"page": "../secret.png"}])
+    assert "no file of that name" in refused(model, [{"page": str(tmp_path / "secret.png")}])
+
+
+def test_where_mlflow_serves_it_no_path_is_followed(model: Any, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(model.predict([{"page": path}])) == 1
+    monkeypatch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
+    assert "paths are not followed here" in refused(model, [{"page": path}])
+    monkeypatch.undo()
+    assert "no file of that name lies in the folder of pages" in refused(model, [{"page": "/etc/passwd"}])
+
+
+def test_pages_that_are_too_much_together_are_refused(model: Any, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = type(model.unwrap_python_model())._pages.__globals__  # of the module as MLflow loaded it
+    monkeypatch.setitem(limits, "MAX_MEGAPIXELS", 1)
+    assert len(model.predict([{"page": path}] * 2)) == 2
+    assert "page 2: 1 megapixels up to here, expected at most 1 in one" in refused(model, [{"page": path}] * 3)
+
+
+def test_the_kind_of_a_refused_page_is_told_and_no_word_of_it(model: Any, path: str) -> None:
+    reader, told = model.unwrap_python_model(), []
+    reader.on_refused = told.append
+    try:
+        refused(model, [{"page": path}, {"page": base64.b64encode(b"John Smith, born 1950 " * 9).decode()}])
+        refused(model, [{"page": path, "question": "why? " * 200}])
+        refused(model, [{"page": "../../John Smith.png"}])
+    finally:
+        reader.on_refused = None
+    assert told == ["no image", "path that is not followed"]
+
+
+def test_an_unsigned_version_is_not_loaded_where_signatures_are_required(
+    served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    from components.models.signatures import make_keys, sign_folder
+
+    public, _ = make_keys(tmp_path / "keys" / "signing.key")
+    monkeypatch.setenv("ECG_SIGNATURE_REQUIRED", "1")
+    monkeypatch.setenv("ECG_TRUSTED_KEYS", str(public))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(UserError, match="only signed adapters are allowed"):
+        mlflow.pyfunc.load_model(str(served))
+    shutil.copytree(served, tmp_path / "signed")
+    sign_folder(tmp_path / "signed", tmp_path / "keys" / "signing.key")
+    assert mlflow.pyfunc.load_model(str(tmp_path / "signed"))
+    (tmp_path / "signed" / "python_env.yaml").write_text("python: 2.7\n")
+    with pytest.raises(UserError, match="signature does not hold"):
+        mlflow.pyfunc.load_model(str(tmp_path / "signed"))
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -277,8 +354,14 @@ def test_mlflow_serves_the_champion_by_its_alias(params: Params, served: Path, p
         status, reply = _post(port, {"dataframe_records": [{"page": base64.b64encode(b"no picture" * 20).decode()}]})
         assert status == 400
         assert "page 0: image: not an image" in reply["message"]
-        status, reply = _post(port, {"dataframe_records": [{"sheet": text}]})
-        assert status == 400
+        for wrong in ({"sheet": text}, {"page": str(REPOSITORY / "docs" / "loop.svg")}, {"page": "/etc/passwd"}):
+            status, reply = _post(port, {"dataframe_records": [wrong]})
+            assert status == 400, reply
+        record = simulate(HOSPITALS["base"], 3, 0)
+        sent = {"signal_uv": record.signal_uv.tolist(), "sampling_rate_hz": record.sampling_rate_hz}
+        status, reply = _post(port, {"dataframe_records": [{"record": sent, "question": "What is the rhythm?"}]})
+        assert status == 200, reply
+        assert reply["predictions"][0]["answer"]
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=30)

@@ -17,7 +17,7 @@ function element(name, attributes = {}, ...children) {
 function fail(reason) {
   find("state").textContent = "Not read.";
   find("readings").replaceChildren();
-  find("error").textContent = reason;
+  find("error").textContent = `${reason[0].toUpperCase()}${reason.slice(1)}`;
   find("error").hidden = false;
 }
 
@@ -28,10 +28,11 @@ function say(text) {
 
 async function start() {
   about = await (await fetch("/about")).json();
-  find("served").textContent = about.adapters.map((one) => `${one.name}: ${one.version}`).join(" · ");
+  const standing = (one) => (one.approval === "approved" ? "" : `, ${one.approval || "not approved"}`);
+  find("served").textContent = about.adapters.map((one) => `${one.name}: ${one.version}${standing(one)}`).join(" · ");
   find("questions").replaceChildren(...about.questions.map((text) => element("option", { value: text })));
   const named = about.adapters.map((one) => element("option", { value: one.name }, `${one.name} (${one.version})`));
-  if (named.length > 1) named.push(element("option", { value: EVERY }, "each of them, side by side"));
+  if (named.length > 1) named.push(element("option", { value: EVERY }, "each of them"));
   find("adapter").replaceChildren(...named);
 }
 
@@ -43,6 +44,8 @@ async function choose(file) {
   find("readings").replaceChildren();
   find("name").textContent = file.name || "pasted picture";
   URL.revokeObjectURL(find("preview").src);
+  const record = /\.json$/i.test(file.name);
+  find("hint").textContent = record ? "A record: drawn as a page before it is read" : "No preview of this kind of file";
   find("preview").hidden = !PICTURES.includes(file.type);
   find("hint").hidden = !find("preview").hidden;
   if (!find("preview").hidden) find("preview").src = URL.createObjectURL(file);
@@ -51,7 +54,7 @@ async function choose(file) {
     return;
   }
   try {
-    if (/\.json$/i.test(file.name)) {
+    if (record) {
       chosen = { record: JSON.parse(await file.text()) };
     } else {
       const url = await new Promise((done, broken) => {
