@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from components.registry.champion import PRODUCTION
@@ -270,7 +271,7 @@ def _guard() -> Response | None:
         elif request.method not in ("GET", "HEAD", "OPTIONS") and not account.writes and not _reads(request.endpoint):
             raise Forbidden("readers only read")
     except Forbidden as reason:
-        log.warning("%s may not %s: %s", name, (request.endpoint or "").strip("_"), reason)
+        log.warning("%s may not %s: %r", name, (request.endpoint or "").strip("_"), str(reason))
         body = {"error_code": "PERMISSION_DENIED", "message": f"ecg: {reason}"}
         return make_response(jsonify(body), 403)
     return None
@@ -285,6 +286,7 @@ def _reads(endpoint: str | None) -> bool:
     )
 
 
+@cache
 def _checks() -> Mapping[str, Callable[[Account], None]]:
     """Flask's endpoint -> what must hold. Read with MLflow's own parser, so that both see the same request."""
     from mlflow.protos import model_registry_pb2 as sent
@@ -340,6 +342,8 @@ def _checks() -> Mapping[str, Callable[[Account], None]]:
         sent.DeleteRegisteredModel: admins,
         sent.DeleteModelVersion: admins,
         tracking.CreateExperiment: makers,
+        tracking.DeleteExperiment: admins,  # MLflow lets whoever made one: a version's evidence lies there
+        tracking.DeleteRun: admins,
     }
     return {handlers.HANDLERS[kind].__name__: rule for kind, rule in rules.items()}
 

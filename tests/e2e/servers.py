@@ -134,6 +134,24 @@ def make_database(address: str, name: str) -> str:
     return f"{address}/{name}"
 
 
+@contextmanager
+def s3() -> Iterator[None]:
+    """An S3 server of moto's, empty, in this process and for all that it starts."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, secrets.token_hex(8))
+        for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+            patch.setenv(name, "us-east-1")
+        yield
+    server.stop()
+
+
 @dataclass
 class Mlflow:
     """MLflow for a team, its accounts and their passwords."""
@@ -142,15 +160,6 @@ class Mlflow:
     log: Path
     process: subprocess.Popen[bytes]
     passwords: dict[str, str] = field(default_factory=dict)
-
-    def account(self, name: str, *roles: str) -> str:
-        """Make an account with these roles, as an admin does; returns its name."""
-        self.passwords[name] = secrets.token_hex(12)
-        self.call(ADMIN, "POST", "2.0/mlflow/users/create", {"username": name, "password": self.passwords[name]})
-        known = {one["name"]: one["id"] for one in self.call(ADMIN, "GET", "3.0/mlflow/roles/list")["roles"]}
-        for role in roles:
-            self.call(ADMIN, "POST", "3.0/mlflow/roles/assign", {"username": name, "role_id": known[role]})
-        return name
 
     def environment(self, name: str) -> dict[str, str]:
         """What logs a program in as `name`."""
@@ -185,7 +194,9 @@ class Mlflow:
 
 
 @contextmanager
-def mlflow_for_a_team(folder: Path, database: str, auth_database: str, workers: int) -> Iterator[Mlflow]:
+def mlflow_for_a_team(
+    folder: Path, database: str, auth_database: str, artifacts: str, workers: int
+) -> Iterator[Mlflow]:
     """`mlflow server --app-name ecg-team` as infra/compose.yaml starts it, on loopback."""
     from cryptography.fernet import Fernet
 
@@ -209,7 +220,7 @@ def mlflow_for_a_team(folder: Path, database: str, auth_database: str, workers: 
     }
     command = [sys.executable, "-m", "mlflow", "server", "--app-name", "ecg-team", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", str(workers), "--backend-store-uri", database]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
+    command += ["--artifacts-destination", artifacts]
     log = folder / "mlflow.log"
     with background(command, folder, environment, log) as process:
         made = Mlflow(f"http://127.0.0.1:{port}", log, process, {ADMIN: password})

@@ -36,6 +36,7 @@ from servers import (
     mlflow_for_a_team,
     postgresql,
     prefect_server,
+    s3,
     wait_until,
 )
 
@@ -47,6 +48,7 @@ from components.registry.ledger import open_ledger
 from components.registry.promote import decide
 from components.registry.store import connect
 from components.registry.versions import Version, read_aliases, read_versions
+from flows.team import make_account, make_bucket
 from flows.webhook import PATH, prepare
 
 pytestmark = pytest.mark.slow
@@ -57,6 +59,13 @@ ALIAS = "/api/2.0/mlflow/registered-models/alias"
 STAGE = "/api/2.0/mlflow/model-versions/transition-stage"
 MODEL_TAG = "/api/2.0/mlflow/registered-models/set-tag"
 WORKERS = 2
+ROLES_OF = {
+    "rita": ["readers"],
+    "tom": ["trainers"],
+    "ada": ["approvers"],
+    "decider": ["promoters"],
+    "nobody": [],
+}
 
 
 @dataclasses.dataclass
@@ -75,6 +84,13 @@ class Team:
             for key, value in self.mlflow.environment(name).items():
                 patch.setenv(key, value)
             yield
+
+    def account(self, name: str, *roles: str) -> None:
+        """As an admin makes one."""
+        self.mlflow.passwords[name] = secrets.token_hex(12)
+        with self.as_account(ADMIN):
+            answer = make_account(self.params, name, list(roles), self.mlflow.passwords[name])
+        assert answer == {"account": name, "roles": list(roles), "created": True}
 
     def version(self, number: int) -> Version:
         with self.as_account("rita"):
@@ -111,24 +127,29 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     folder = tmp_path_factory.mktemp("team")
     default = load_params(REPOSITORY / "params.yaml")
     with (
+        s3(),
         postgresql() as address,
         mlflow_for_a_team(
-            folder / "mlflow", make_database(address, "mlflow"), make_database(address, "accounts"), WORKERS
+            folder / "mlflow",
+            make_database(address, "mlflow"),
+            make_database(address, "accounts"),
+            "s3://ecg/mlflow",
+            WORKERS,
         ) as server,
     ):
-        for name, role in (("rita", "readers"), ("tom", "trainers"), ("ada", "approvers"), ("decider", "promoters")):
-            server.account(name, role)
-        server.account("nobody")
-        registry = dataclasses.replace(
-            default.registry, tracking_uri=server.url, ledger=str(folder / "ledger" / "entries")
-        )
+        registry = dataclasses.replace(default.registry, tracking_uri=server.url, ledger="s3://ecg-ledger/entries")
         params = dataclasses.replace(
             default,
             registry=registry,
             evaluate=dataclasses.replace(default.evaluate, resamples=100),
             gate=dataclasses.replace(default.gate, min_records=50),
         )
-        yield Team(server, address, params, folder)
+        made = Team(server, address, params, folder)
+        assert make_bucket("ecg", None) == {"bucket": "ecg", "created": True, "lock_days": None}
+        make_bucket("ecg-ledger", 3650)
+        for name, roles in ROLES_OF.items():
+            made.account(name, *roles)
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +164,19 @@ def test_both_workers_answer(team: Team) -> None:
     with ThreadPoolExecutor(8) as pool:  # more at once than one worker would take
         done = list(pool.map(lambda _: team.mlflow.status("rita", "GET", "/version")[0], range(32)))
     assert set(done) == {200}
+
+
+def test_accounts_and_buckets_are_made_once(team: Team) -> None:
+    with team.as_account(ADMIN):
+        again = make_account(team.params, "rita", ["readers"], "another-password")
+        assert again == {"account": "rita", "roles": ["readers"], "created": False}
+        with pytest.raises(UserError, match="--role: found 'owners', expected one of readers"):
+            make_account(team.params, "mallory", ["owners"], "another-password")
+    with team.as_account("tom"), pytest.raises(UserError, match="does not let this account in"):
+        make_account(team.params, "mallory", ["approvers"], "another-password")
+    assert make_bucket("ecg-ledger", 3650)["created"] is False
+    with pytest.raises(UserError, match="object lock"):
+        make_bucket("ecg", 3650)
 
 
 def test_without_an_account_or_a_role_nothing_is_read(team: Team, first: int) -> None:
@@ -199,6 +233,7 @@ def test_trainers_neither_approve_nor_promote(team: Team, first: int) -> None:
     team.forbidden("tom", "POST", MODEL_TAG, {"name": model, "key": "champion_move", "value": "{}"})
     team.forbidden("tom", "DELETE", "/api/2.0/mlflow/model-versions/delete", body)
     team.forbidden("tom", "POST", "/api/2.0/mlflow/registered-models/rename", {"name": model, "new_name": "other"})
+    team.forbidden("tom", "POST", "/api/2.0/mlflow/runs/delete", {"run_id": team.version(first).run_id})
     # As MLflow's handlers read a body, so does the guard: no other spelling gets past it.
     status, said = team.mlflow.status(
         "tom", "POST", TAG, {**body, "key": "gate_x", "Key": "approval", "value": "approved"}
