@@ -397,7 +397,7 @@ def _cases(both: pd.DataFrame, reports: Mapping[str, pd.DataFrame], primary: str
 def _words(rows: pd.DataFrame) -> Words:
     """One side's report of one record; a row a label, each with the whole text."""
     truth, stated = rows["truth"].to_numpy(bool), rows["verdict"].to_numpy(bool)
-    labels = rows["label"].to_numpy(str)
+    labels = rows["label"].to_numpy(object)
     return Words(str(rows["answer"].iloc[0]), tuple(labels[stated & ~truth]), tuple(labels[truth & ~stated]))
 
 

@@ -33,7 +33,9 @@ from components.exams.frozen import open_exam
 from components.params import load_params
 from components.records.simulator import simulate
 from components.records.store import write_store
+from components.registry.approve import approve
 from components.registry.gate import gate_version
+from components.registry.promote import decide
 from components.registry.register import register
 from components.reporting.comparison import CASES
 
@@ -89,8 +91,8 @@ def site(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             verdict = gate_version(params, number, root)
             assert verdict.passed, verdict.reason
             if number == 1:
-                project.ecg("approve", "1", "--by", "Ada")
-                project.ecg("decide")
+                approve(params, number, by="Ada")
+                decide(params, root)
     pictures = tmp_path_factory.mktemp("pictures")
     with (pictures / "server.log").open("wb") as log:
         server = subprocess.Popen(
