@@ -16,7 +16,7 @@ import pandas as pd
 
 from components.evaluation import scoring
 from components.evaluation.metrics import LOWER_IS_BETTER
-from components.params import Params, UserError
+from components.params import ApprovalParams, Params, UserError
 
 if TYPE_CHECKING:
     from components.exams.frozen import Exams
@@ -151,6 +151,7 @@ class Review:
     cases: tuple[Case, ...]
     records: int
     simulated: int | None  # of these records; None where it is not known
+    policy: ApprovalParams
 
 
 def compare(
@@ -177,7 +178,7 @@ def compare(
         champion: its number, None before the first one.
         champion_predictions: its answers to the challenger's exam, as subject `adapter`.
         exams: the frozen exams, for the pages. Where they are absent or others, the page says so.
-        params: `gate` names the primary exam and metric, `evaluate` the resamples.
+        params: `gate` names the primary exam and metric, `evaluate` the resamples, `approval` who may decide.
         tags: the challenger's, for what it was made from.
     """
     test = predictions[predictions["split"] == "test"]
@@ -216,6 +217,7 @@ def compare(
         cases=tuple(_cases(both, reports, exam, at_hand)),
         records=int(frames[CHALLENGER]["record_id"].nunique()),
         simulated=_simulated(at_hand, set(frames[CHALLENGER]["record_id"])),
+        policy=params.approval,
     )
 
 

@@ -161,7 +161,8 @@ def _head(review: Review) -> str:
 <tr><th scope="row"><code>approval_note</code></th><td>why</td></tr>
 <tr><th scope="row"><code>approval</code></th><td><code>approved</code> or <code>rejected</code></td></tr>
 </tbody></table>
-<p>Or in a terminal: <code>ecg approve {number} --by NAME --note WHY</code>. Either answer is final.</p></div>"""
+<p>Or in a terminal: <code>ecg approve {number} --by NAME --note WHY</code>. Either answer is final.
+{_policy(review)}</p></div>"""
         if passed
         else "<p>It cannot be approved. Nothing is asked of you.</p>"
     )
@@ -181,6 +182,19 @@ def _head(review: Review) -> str:
 <p class="quiet">{simulated}Research software, <strong>not a medical device</strong>: nothing on this page may inform
 anybody's care.</p>
 </header>"""
+
+
+def _policy(review: Review) -> str:
+    """Who may approve, as far as it is narrowed."""
+    policy, trainer = review.policy, review.tags.get("trained_by")
+    rules = []
+    if policy.approvers:
+        rules.append(f"Approvals count from {', '.join(policy.approvers)}.")
+    if policy.needed > 1:
+        rules.append(f"It takes {policy.needed}, by different people.")
+    if trainer and not policy.trainer_may_approve:
+        rules.append(f"{trainer}, who trained it, may not approve it.")
+    return " ".join(map(_text, rules))
 
 
 def _glance(review: Review) -> str:
@@ -590,7 +604,7 @@ tbody th { font-weight: 500; }
 .fails { background: var(--bad-soft); }
 .numbers { width: 100%; } .numbers td { white-space: nowrap; } .numbers .n { text-align: right; padding-right: 1.2rem; }
 .numbers tbody th { min-width: 9rem; }
-.interval, .hint { display: block; color: var(--quiet); font-size: .8rem; font-weight: 400; }
+.interval, .hint { display: block; color: var(--quiet); font-size: .91em; font-weight: 400; }
 th.plot { text-align: center; } th.plot span { padding: 0 .5rem; }
 svg { display: block; } svg.plot { margin-top: .15rem; } svg.track { margin-top: .3rem; }
 svg .zero { stroke: #b9c1c9; } svg .span { stroke: #87919c; stroke-width: 2.4; stroke-linecap: round; }
@@ -633,7 +647,7 @@ footer { margin-top: 3rem; } .lineage th { color: var(--quiet); font-weight: 400
 @media (max-width: 56rem) {
   .side { grid-template-columns: 1fr; } .tiles { grid-template-columns: 1fr 1fr; } .drawn { display: none; }
   .numbers { font-size: .82rem; } .numbers th, .numbers td { padding-right: .6rem; }
-  .numbers .interval, .hint { font-size: .74rem; } .numbers tbody th { min-width: 7rem; }
+  .numbers tbody th { min-width: 7rem; }
 }
 @media print {
   @page { margin: 14mm; }

@@ -79,7 +79,7 @@ def site(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     base = base[base["exam"].isin(("super", "statements"))]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        for number, skill in ((1, 1.5), (2, 3.5)):
+        for number, skill in ((1, 1.5), (2, 2.4)):
             write_project(root, params, skill, seed=number)
             (root / "params.yaml").write_text(recipe)
             shutil.rmtree(root / "data/exams")
@@ -203,6 +203,26 @@ def test_the_page_asks_nothing_of_any_network(site: Site, page: playwright.Page)
     printed = review.pdf(path=site.pictures / "7-printed.pdf", format="A4")
     assert printed.startswith(b"%PDF")
     assert len(re.findall(rb"/Type\s*/Page\b", printed)) >= CASES / 3  # no case was left out
+
+
+def test_its_policy_would_stop_what_escaping_let_through(site: Site, page: playwright.Page, tmp_path: Path) -> None:
+    """Markup put into the page on purpose: nothing of it runs, is fetched, or changes how the page looks."""
+    asked: list[str] = []
+    page.route("http://**", lambda route: (asked.append(route.request.url), route.abort()))
+    smuggled = """<main><script>document.title = 'owned'</script><p id="in" style="position: fixed">in</p>
+<img src="http://127.0.0.1:9/pixel.png" onerror="document.title = 'owned'">
+<img src=x onerror="document.title = 'owned'">
+<link rel="stylesheet" href="http://127.0.0.1:9/style.css"><style>#in { position: fixed }</style>
+<iframe src="http://127.0.0.1:9/frame.html"></iframe><form action="http://127.0.0.1:9/form"><button>send</button></form>"""
+    spoiled = tmp_path / "spoiled.html"
+    spoiled.write_text((site.project.root / "reports/review/2.html").read_text().replace("<main>", smuggled, 1))
+    page.goto(spoiled.as_uri())
+    page.locator("form").evaluate("one => one.submit()")
+    page.wait_for_timeout(500)
+    assert page.title() == "ecg-tiny version 2: review"
+    assert page.locator("#in").evaluate("one => getComputedStyle(one).position") == "static"
+    assert page.locator("h1").is_visible()
+    assert asked == []
 
 
 def test_an_approval_typed_in_mlflow_moves_the_champion(site: Site, page: playwright.Page) -> None:

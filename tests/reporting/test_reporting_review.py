@@ -126,6 +126,18 @@ def test_a_version_that_failed_asks_nothing(quick):
     assert "approved_by" not in text
 
 
+def test_it_says_who_may_decide(quick):
+    policy = dataclasses.replace(PARAMS.approval, approvers=("Ada", f"Grace {EVIL}"), needed=2)
+    told = quick | {"params": dataclasses.replace(PARAMS, approval=policy), "tags": {"trained_by": f"Linus {EVIL}"}}
+    text = Document(render(compare(**told))).text
+    assert f"Approvals count from Ada, Grace {EVIL}. It takes 2, by different people." in text
+    assert f"Linus {EVIL}, who trained it, may not approve it." in text
+    lenient = dataclasses.replace(PARAMS.approval, trainer_may_approve=True)
+    text = Document(render(compare(**told | {"params": dataclasses.replace(PARAMS, approval=lenient)}))).text
+    assert "count from" not in text
+    assert "who trained it" not in text
+
+
 def test_it_is_one_file_that_fetches_and_runs_nothing(page):
     document = Document(page)
     assert {tag for tag, _ in document.tags} & {"script", "link", "iframe", "object", "embed", "form", "base"} == set()
