@@ -15,7 +15,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -52,12 +52,25 @@ class InstructParams:
 
 
 @dataclass(frozen=True, slots=True)
+class ViewParams:
+    style: str  # name in components.pages.spec.STYLES
+    layout: str  # name in components.pages.layout.LAYOUTS
+
+    @property
+    def name(self) -> str:
+        return f"{self.style} {self.layout}"
+
+
+@dataclass(frozen=True, slots=True)
 class ExamsParams:
     seed: int
     width_px: int
     height_px: int
     style: str  # page style of the exam, name in STYLES
     min_positives: int  # statements: a label needs so many positives in the test split
+    views: tuple[ViewParams, ...]  # exam 'layouts': test records drawn anew in each
+    view_records: int | None  # so many test records of it; null = all
+    report_records: int | None  # exam 'reports': so many test records; null = all
     shard_pages: int
 
 
@@ -165,23 +178,80 @@ class RegistryParams:
     ledger: str  # folder or s3://BUCKET/PREFIX
 
 
+Rival = Literal["base", "champion"]
+
+
 @dataclass(frozen=True, slots=True)
 class ThresholdRule:
+    """The worse bound of the adapter's interval: the low one at least `min`, the high one at most `max`."""
+
+    kind: Literal["threshold"]
     exam: str
     metric: str
-    bound: str  # low | high: which end of the interval must hold
     min: float | None = None
     max: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
+class SuperiorRule:
+    """On the primary metric, the low bound of the paired gain over the rival is above `by`."""
+
+    kind: Literal["superior"]
+    to: Rival
+    by: float
+
+
+@dataclass(frozen=True, slots=True)
+class NonInferiorRule:
+    """On any metric, the low bound of the paired gain over the rival is above -`margin`."""
+
+    kind: Literal["non_inferior"]
+    to: Rival
+    exam: str
+    metric: str
+    margin: float
+
+
+@dataclass(frozen=True, slots=True)
+class GroupsRule:
+    """In every group of the records, as a threshold; and no group is worse than all others by more than `gap`."""
+
+    kind: Literal["groups"]
+    exam: str
+    of: Literal["sex", "age_group", "source", "quality", "layout"]
+    metric: str
+    min_records: int  # a group needs so many
+    small: Literal["fail", "leave_out"]  # what a group with fewer does
+    min: float | None = None
+    max: float | None = None
+    gap: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LimitRule:
+    """What the adapter costs: a fact, or the high bound of what was measured."""
+
+    kind: Literal["limit"]
+    of: Literal["adapter_bytes", "seconds_per_page", "training_usd"]
+    max: float
+
+
+Rule = ThresholdRule | SuperiorRule | NonInferiorRule | GroupsRule | LimitRule
+
+
+@dataclass(frozen=True, slots=True)
 class GateParams:
     min_records: int  # fewer exam records than this fails: too uncertain
-    thresholds: tuple[ThresholdRule, ...]
     primary_exam: str
     primary_metric: str
-    beat_base_by: float  # lower bound of adapter minus base must exceed this
-    beat_champion_by: float  # lower bound of challenger minus champion must exceed this
+    detect: float  # the true gain whose chance of being seen is told with the verdict
+    simulations: int  # made-up pairs of models behind the gate's error rates
+    rules: Mapping[str, Rule | None]  # by name; null: not applied
+
+    @property
+    def applied(self) -> dict[str, Rule]:
+        """The rules by name, without those set to null."""
+        return {name: rule for name, rule in self.rules.items() if rule is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,13 +356,19 @@ def _convert(hint: Any, value: Any, key: str, origin: str) -> Any:
         return _parse(hint, value, key, origin)  # type: ignore[arg-type]
     args = typing.get_args(hint)
     if typing.get_origin(hint) is types.UnionType:
-        if value is None:
+        if value is None and type(None) in args:
             return None
-        hint = next(arg for arg in args if arg is not type(None))
-        return _convert(hint, value, key, origin)
-    if typing.get_origin(hint) is tuple:
+        kinds = [arg for arg in args if arg is not type(None)]
+        return _convert(kinds[0] if len(kinds) == 1 else _of_kind(kinds, value, key, origin), value, key, origin)
+    if typing.get_origin(hint) is Mapping:
+        if isinstance(value, Mapping):
+            return {str(name): _convert(args[1], item, _dotted(key, name), origin) for name, item in value.items()}
+    elif typing.get_origin(hint) is tuple:
         if isinstance(value, (list, tuple)):
             return tuple(_convert(args[0], item, f"{key}[{i}]", origin) for i, item in enumerate(value))
+    elif typing.get_origin(hint) is Literal:
+        if isinstance(value, str) and value in args:
+            return value
     elif hint is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
@@ -309,6 +385,15 @@ def _convert(hint: Any, value: Any, key: str, origin: str) -> Any:
     )
 
 
+def _of_kind(sections: typing.Sequence[Any], value: Any, key: str, origin: str) -> Any:
+    """The section, of several that a key may hold, that its own key `kind` names."""
+    kinds = {typing.get_args(typing.get_type_hints(section)["kind"])[0]: section for section in sections}
+    found = value.get("kind") if isinstance(value, Mapping) else value
+    if not isinstance(found, str) or found not in kinds:
+        raise UserError(f"{origin}: key '{_dotted(key, 'kind')}' holds {found!r}{nearest(str(found), kinds)}")
+    return kinds[found]
+
+
 def _is_number(text: str) -> bool:
     try:
         return math.isfinite(float(text))
@@ -320,6 +405,10 @@ def _describe(hint: Any) -> str:
     args = typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
         return f"a list of {_describe(args[0])}"
+    if typing.get_origin(hint) is Mapping:
+        return f"a mapping of names, each with {_describe(args[1])}"
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(args)}"
     if typing.get_origin(hint) is types.UnionType:
         return " or ".join("null" if arg is type(None) else _describe(arg) for arg in args)
     if dataclasses.is_dataclass(hint):

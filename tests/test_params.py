@@ -45,7 +45,16 @@ def test_the_default_recipe_is_read_whole(tree):
             r"'train.lora.targets' holds 'linear' \(str\), expected a list of text",
         ),
         (("train", "lora"), 3, r"train.lora holds 3, expected a mapping"),
-        (("gate", "thresholds"), [{"exam": "super"}], r"'gate.thresholds\[0\].metric' is missing"),
+        (("exams", "views"), [{"style": "clean"}], r"'exams.views\[0\].layout' is missing"),
+        (("gate", "rules"), [], r"'gate.rules' holds \[\] \(list\), expected a mapping of names"),
+        (("gate", "rules", "auc"), {"exam": "super"}, r"'gate.rules.auc.kind' holds None"),
+        (("gate", "rules", "auc", "kind"), "treshold", r"holds 'treshold'; did you mean 'threshold'"),
+        (
+            ("gate", "rules", "size", "of"),
+            "bytes",
+            r"'gate.rules.size.of' holds 'bytes' .* expected one of adapter_bytes",
+        ),
+        (("gate", "rules", "size", "min"), 1.0, r"unknown key 'gate.rules.size.min'"),
     ],
 )
 def test_a_mistake_names_key_found_and_expected(tree, path, value, message):

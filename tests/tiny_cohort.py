@@ -24,7 +24,9 @@ def tiny_params() -> Params:
     replace = dataclasses.replace
     return replace(
         params,
-        exams=replace(params.exams, width_px=352, height_px=256, min_positives=3, shard_pages=10),
+        exams=replace(
+            params.exams, width_px=352, height_px=256, min_positives=3, view_records=4, report_records=6, shard_pages=10
+        ),
         baseline=replace(params.baseline, steps=4, batch_size=4, eval_every=2, precision="fp32"),
         evaluate=replace(params.evaluate, resamples=50, batch_size=7, precision="fp32"),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -26,12 +28,16 @@ def best_threshold(truth: NDArray[np.bool_], score: NDArray[np.float64]) -> floa
     return float((ranked[best] + below) / 2)
 
 
-def with_thresholds(predictions: pd.DataFrame) -> pd.DataFrame:
-    """`predictions` with the column `threshold`, chosen per exam, subject and label on the validation rows."""
+def with_thresholds(predictions: pd.DataFrame, borrowed: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """`predictions` with the column `threshold`, chosen per exam, subject and label on the validation rows.
+
+    `borrowed` maps an exam without validation rows to the exam whose thresholds hold there too.
+    """
     keys = ["exam", "subject", "label"]
     chosen = {
         key: best_threshold(rows["truth"].to_numpy(bool), rows["score"].to_numpy(np.float64))
         for key, rows in predictions[predictions["split"] == "validation"].groupby(keys, sort=False)
     }
-    index = pd.MultiIndex.from_frame(predictions[keys])
+    of = predictions[keys].assign(exam=predictions["exam"].replace(dict(borrowed or {})))
+    index = pd.MultiIndex.from_frame(of)
     return predictions.assign(threshold=[chosen.get(key, WITHOUT_POSITIVES) for key in index])

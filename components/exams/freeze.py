@@ -2,8 +2,9 @@
 
     python -m components.exams.freeze
 
-One page is drawn for each record and serves every exam. The same records and params give the same bytes. A clean
-page is kept as PNG; one with artefacts as JPEG, as scans are, since its noise would make a PNG four times as large.
+One page is drawn for each record and serves every exam but `layouts`, for which some test records are drawn anew in
+each of `exams.views`. The same records and params give the same bytes. A clean page is kept as PNG; one with artefacts
+as JPEG, as scans are, since its noise would make a PNG four times as large.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from components.exams.frozen import SPLITS
+from components.exams.frozen import LAYOUTS, REPORTS, SPLITS
 from components.exams.tasks import TASKS, Task
 from components.pages.codec import encode_png
 from components.pages.draw import draw
-from components.pages.spec import Artefacts, PageSpec, find_style, page_in_style
-from components.params import ExamsParams, UserError, load_params, to_dict
+from components.pages.layout import LAYOUTS as PAGE_LAYOUTS
+from components.pages.spec import Artefacts, PageSpec, canonical_spec, check, find_style, page_in_style
+from components.params import ExamsParams, UserError, ViewParams, load_params, nearest, to_dict
 from components.progress import Progress
 from components.records.schema import Record
 from components.records.store import RecordStore
@@ -44,27 +48,28 @@ def freeze_exams(params: ExamsParams, records: Path = RECORDS, out: Path = OUT) 
         UserError: an unknown page style, or a split without a record that the superclass exam can ask about.
     """
     find_style(params.style)
+    views = _views(params)
     store = RecordStore(records)
     asked = {i: store.record(i, signal=False) for i, split in enumerate(store.table["split"]) if split in SPLITS}
-    items = {task.name: _items(task, asked.values(), params.min_positives) for task in TASKS}
+    items = {task.name: _items(task, asked.values(), params, views) for task in TASKS}
     for split in SPLITS:
         if not (items["super"]["split"] == split).any():
             raise UserError(
                 f"{records}: no {split} record has a diagnostic statement, so there is nothing to examine; "
                 f"expected records of fold {'9' if split == 'validation' else '10'} with labels: add patients"
             )
-    with_page = set().union(*(table["record_id"] for table in items.values()))
-    places = sorted((record.record_id, i) for i, record in asked.items() if record.record_id in with_page)
-    with fresh_folder(out) as folder, Progress("exams", len(places)) as progress:
+    places = _places(items, asked, params, views)
+    with fresh_folder(out) as folder, Progress("exams", sum(map(len, places.values()))) as progress:
         (folder / "pages").mkdir()
         rows = []
-        for split in SPLITS:
-            of_split = [i for _, i in places if asked[i].split == split]
-            for number, shard in enumerate(_batches(of_split, params.shard_pages)):
-                path = folder / "pages" / f"{split}-{number:05d}.tar"
-                rows += _write_shard(path, (store.record(i) for i in shard), params, progress)
+        for name, of_shard in places.items():
+            for number, shard in enumerate(_batches(of_shard, params.shard_pages)):
+                rows += _write_shard(folder / "pages" / f"{name}-{number:05d}.tar", shard, store, progress)
         index = pd.DataFrame(rows)
         index.to_parquet(folder / "pages" / "index.parquet", index=False)
+        with_page = set(index["record_id"])
+        groups = pd.DataFrame([_groups(record) for record in asked.values() if record.record_id in with_page])
+        groups.sort_values("record_id").to_parquet(folder / "records.parquet", index=False)
         for name, table in items.items():
             table.to_parquet(folder / f"{name}.parquet", index=False)
         manifest = {
@@ -89,42 +94,137 @@ def exam_page_spec(params: ExamsParams, record_id: str, width_px: int, height_px
     return page_in_style(params.style, int.from_bytes(digest[:6], "big"), width_px, height_px)
 
 
-def _items(task: Task, records: Iterable[Record], min_positives: int) -> pd.DataFrame:
-    """One row an item, ordered by split, record and label."""
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """One page to draw: of the record at position `record` of the store. `layout` is what it is scored apart by."""
+
+    page_id: str
+    record: int
+    spec: PageSpec
+    layout: str
+
+
+def view_page_spec(params: ExamsParams, record_id: str, view: ViewParams) -> PageSpec:
+    """The spec of a record's page in one of `exams.views`: the view's layout on the view's style of paper."""
+    width, height = params.width_px, params.height_px
+    if view.style == "clean":
+        return canonical_spec(width, height, view.layout)
+    digest = hashlib.sha256(f"{params.seed}:{record_id}:{view.name}".encode()).digest()
+    page = replace(page_in_style(view.style, int.from_bytes(digest[:6], "big"), width, height), layout=view.layout)
+    check(page)
+    return page
+
+
+def age_group(age: float | None) -> str:
+    """`under 50`, `50-69`, `70 and over` or `unknown`; years."""
+    if age is None or math.isnan(age):
+        return "unknown"
+    return "under 50" if age < 50 else "50-69" if age < 70 else "70 and over"
+
+
+def _groups(record: Record) -> dict[str, str]:
+    return {
+        "record_id": record.record_id,
+        "patient_id": record.patient_id,
+        "split": record.split,
+        "provenance": record.label_provenance,
+        "sex": record.sex or "unknown",
+        "age_group": age_group(record.age),
+        "source": record.source,
+        "quality": "flagged" if record.quality else "clean",
+    }
+
+
+def _views(params: ExamsParams) -> dict[str, ViewParams]:
+    """The views by name, each checked."""
+    for number, view in enumerate(params.views):
+        find_style(view.style)
+        if view.layout not in PAGE_LAYOUTS:
+            raise UserError(
+                f"exams.views[{number}].layout: unknown layout '{view.layout}'{nearest(view.layout, PAGE_LAYOUTS)}"
+            )
+    views = {view.name: view for view in params.views}
+    if len(views) < len(params.views):
+        raise UserError("exams.views: the same style and layout stand there twice; leave one")
+    return views
+
+
+def _items(task: Task, records: Iterable[Record], params: ExamsParams, views: Iterable[str]) -> pd.DataFrame:
+    """One row an item, ordered by split, record, page and label."""
+    splits = SPLITS[1:] if task.only_test else SPLITS
     present = {record.record_id: set(task.present(record.labels)) for record in records}
-    kept = sorted((r for r in records if present[r.record_id]), key=lambda r: (SPLITS.index(r.split), r.record_id))
+    kept = sorted(
+        (r for r in records if present[r.record_id] and r.split in splits),
+        key=lambda r: (SPLITS.index(r.split), r.record_id),
+    )
+    if (limit := {LAYOUTS: params.view_records, REPORTS: params.report_records}.get(task.name)) is not None:
+        chosen = set(sorted((r.record_id for r in kept), key=lambda r: _lot(params.seed, r))[:limit])
+        kept = [record for record in kept if record.record_id in chosen]
     labels = [
         label
         for label in task.candidates
         if task.every_candidate
-        or sum(label in present[r.record_id] for r in kept if r.split == "test") >= min_positives
+        or sum(label in present[r.record_id] for r in kept if r.split == "test") >= params.min_positives
     ]
     rows = [
         {
-            "item_id": f"{task.name}-{record.record_id}-{label}",
+            "item_id": f"{task.name}-{page_id}-{label}",
             "exam": task.name,
             "split": record.split,
             "record_id": record.record_id,
+            "page_id": page_id,
             "patient_id": record.patient_id,
             "label": label,
             "question": task.question(label),
             "truth": label in present[record.record_id],
         }
         for record in kept
+        for page_id in (_page_ids(record.record_id, views) if task.views else [record.record_id])
         for label in labels
     ]
-    columns = ["item_id", "exam", "split", "record_id", "patient_id", "label", "question"]
+    columns = ["item_id", "exam", "split", "record_id", "page_id", "patient_id", "label", "question"]
     return pd.DataFrame(rows, columns=[*columns, "truth"]).astype(dict.fromkeys(columns, "str") | {"truth": "bool"})
 
 
-def _write_shard(
-    path: Path, records: Iterable[Record], params: ExamsParams, progress: Progress
-) -> list[dict[str, Any]]:
+def _lot(seed: int, record_id: str) -> bytes:
+    """Orders records by chance, each at a place that does not depend on the others."""
+    return hashlib.sha256(f"{seed}:{record_id}".encode()).digest()
+
+
+def _page_ids(record_id: str, views: Iterable[str]) -> list[str]:
+    return [f"{record_id}@{name}" for name in views]
+
+
+def _places(
+    items: Mapping[str, pd.DataFrame],
+    asked: Mapping[int, Record],
+    params: ExamsParams,
+    views: Mapping[str, ViewParams],
+) -> dict[str, list[_Place]]:
+    """The pages to draw, by the name of their shards: the splits, then the views."""
+    size = params.width_px, params.height_px
+    drawn = {name: set(table["record_id"]) for name, table in items.items()}
+    with_page = set().union(*drawn.values())
+    ordered = sorted((record.record_id, i) for i, record in asked.items() if record.record_id in with_page)
+    own = {record_id: exam_page_spec(params, record_id, *size) for record_id, _ in ordered}
+    places = {
+        split: [_Place(r, i, own[r], own[r].layout) for r, i in ordered if asked[i].split == split] for split in SPLITS
+    }
+    places["views"] = [
+        _Place(page_id, i, view_page_spec(params, record_id, view), view.name)
+        for record_id, i in ordered
+        if record_id in drawn[LAYOUTS]
+        for page_id, view in zip(_page_ids(record_id, views), views.values(), strict=True)
+    ]
+    return places
+
+
+def _write_shard(path: Path, places: Iterable[_Place], store: RecordStore, progress: Progress) -> list[dict[str, Any]]:
     """One tar of pages, each followed by its JSON sidecar; returns the index rows."""
     rows = []
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for record in records:
-            page_spec = exam_page_spec(params, record.record_id, params.width_px, params.height_px)
+        for place in places:
+            record, page_spec = store.record(place.record), place.spec
             page, suffix = _encode(draw(record.signal_uv, record.sampling_rate_hz, page_spec), page_spec)
             sidecar = {
                 "record_id": record.record_id,
@@ -137,15 +237,17 @@ def _write_shard(
             text = json.dumps(sidecar, sort_keys=True).encode()
             rows.append(
                 {
+                    "page_id": place.page_id,
                     "record_id": record.record_id,
                     "patient_id": record.patient_id,
                     "split": record.split,
+                    "layout": place.layout,
                     "shard": path.name,
                     "format": suffix,
-                    "offset": _add(tar, f"{record.record_id}.{suffix}", page),
+                    "offset": _add(tar, f"{place.page_id}.{suffix}", page),
                     "size": len(page),
                     "sha256": sidecar["sha256"],
-                    "spec_offset": _add(tar, f"{record.record_id}.json", text),
+                    "spec_offset": _add(tar, f"{place.page_id}.json", text),
                     "spec_size": len(text),
                 }
             )
@@ -177,6 +279,8 @@ def _describe(task: Task, items: pd.DataFrame, index: pd.DataFrame, n_asked: int
     labels = list(dict.fromkeys(items["label"]))
     return {
         "rule": task.rule,
+        "answered": task.answered,
+        "thresholds_of": task.thresholds_of or task.name,
         "n_items": len(items),
         "n_records": {split: int(items[items["split"] == split]["record_id"].nunique()) for split in SPLITS},
         "n_records_left_out": n_asked - int(items["record_id"].nunique()),
@@ -188,15 +292,15 @@ def _describe(task: Task, items: pd.DataFrame, index: pd.DataFrame, n_asked: int
 
 def _exam_sha256(items: pd.DataFrame, index: pd.DataFrame) -> str:
     """Hash over items, truth and pages: equal for two exams exactly when they ask the same about the same pages."""
-    pages = dict(zip(index["record_id"], index["sha256"], strict=True))
+    pages = dict(zip(index["page_id"], index["sha256"], strict=True))
     digest = hashlib.sha256()
     for item in items.sort_values("item_id").itertuples():
-        line = (item.item_id, item.split, item.patient_id, item.question, int(item.truth), pages[item.record_id])
+        line = (item.item_id, item.split, item.patient_id, item.question, int(item.truth), pages[item.page_id])
         digest.update(json.dumps(line).encode() + b"\n")
     return digest.hexdigest()
 
 
-def _batches(values: Sequence[int], size: int) -> Iterator[list[int]]:
+def _batches(values: Sequence[_Place], size: int) -> Iterator[list[_Place]]:
     remaining = iter(values)
     while batch := list(islice(remaining, size)):
         yield batch

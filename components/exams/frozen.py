@@ -2,17 +2,19 @@
 
 data/exams/
     manifest.json                         what was frozen, and the hash of every file and exam
-    super.parquet, statements.parquet     one row an item
+    super.parquet, statements.parquet, layouts.parquet, reports.parquet     one row an item
+    records.parquet                       the patient groups of each record
     pages/index.parquet                   where each page lies
-    pages/validation-00000.tar …          page (PNG or JPEG) and PageSpec of each record
+    pages/validation-00000.tar …          page (PNG or JPEG) and PageSpec of each record; views-00000.tar: drawn anew
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -24,6 +26,12 @@ from components.params import UserError
 from components.storage import sha256
 
 SPLITS = ("validation", "test")
+LAYOUTS, REPORTS = "layouts", "reports"  # exams that are drawn or answered in a way of their own
+Answered = Literal["probability", "text"]
+PROBABILITY: Answered = "probability"
+TEXT: Answered = "text"
+GROUPS = ("sex", "age_group", "source", "quality")
+"""Columns of `records.parquet` by which answers are scored apart."""
 
 
 class Exams:
@@ -31,16 +39,29 @@ class Exams:
 
     def __init__(self, folder: Path, manifest: dict[str, Any], index: pd.DataFrame) -> None:
         self.folder, self.manifest = folder, manifest
-        self.index = index.set_index("record_id")
+        self.index = index.set_index("page_id")
+        self._records: pd.DataFrame | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The exams that ask at least one label."""
-        return tuple(name for name, exam in self.manifest["exams"].items() if exam["labels"])
+        """The exams that ask something."""
+        return tuple(name for name, exam in self.manifest["exams"].items() if exam["n_items"])
+
+    def described(self, exam: str) -> Mapping[str, Any]:
+        """What the manifest says of one exam: `answered` by probability or text, `thresholds_of`, counts, its hash."""
+        described: Mapping[str, Any] = self.manifest["exams"][exam]
+        return described
+
+    @property
+    def records(self) -> pd.DataFrame:
+        """Patient groups by record_id: patient_id, split, provenance and `GROUPS`, all text and never null."""
+        if self._records is None:
+            self._records = pd.read_parquet(self.folder / "records.parquet").set_index("record_id")
+        return self._records
 
     def items(self, exam: str, split: str | None = None) -> pd.DataFrame:
-        """Items of one exam, both splits or one: item_id, exam, split, record_id, patient_id, label, question,
-        truth. Every record of a split is asked every label.
+        """Items of one exam, both splits or one: item_id, exam, split, record_id, page_id, patient_id, label,
+        question, truth. Every page of a split is asked every label.
 
         Raises:
             UserError: no exam of that name.
@@ -52,38 +73,38 @@ class Exams:
         items = pd.read_parquet(self.folder / f"{exam}.parquet")
         return items if split is None else items[items["split"] == split].reset_index(drop=True)
 
-    def page(self, record_id: str) -> NDArray[np.uint8]:
-        """The page of one record: RGB uint8 [height, width, 3].
+    def page(self, page_id: str) -> NDArray[np.uint8]:
+        """A page: RGB uint8 [height, width, 3]. A record's own page has the record's id; the others stand in items.
 
         Raises:
-            UserError: no page of that record, or its bytes are not the frozen ones.
+            UserError: no page of that id, or its bytes are not the frozen ones.
         """
-        return decode(self.page_file(record_id)[0])
+        return decode(self.page_file(page_id)[0])
 
-    def page_file(self, record_id: str) -> tuple[bytes, str]:
+    def page_file(self, page_id: str) -> tuple[bytes, str]:
         """The file that was frozen, and its suffix, `png` or `jpg`; errors as `page`."""
-        place = self._place(record_id)
+        place = self._place(page_id)
         data = self._read(place["shard"], int(place["offset"]), int(place["size"]))
         if hashlib.sha256(data).hexdigest() != place["sha256"]:
             raise UserError(
-                f"{self.folder / 'pages' / place['shard']}: the page of {record_id} is not the one that was frozen "
+                f"{self.folder / 'pages' / place['shard']}: the page of {page_id} is not the one that was frozen "
                 "(its sha256 differs from the index); draw the exam again: dvc repro --force exams"
             )
         return data, str(place["format"])
 
-    def page_spec(self, record_id: str) -> PageSpec:
+    def page_spec(self, page_id: str) -> PageSpec:
         """How the page was drawn: layout, style, resolution, artefacts."""
-        place = self._place(record_id)
+        place = self._place(page_id)
         sidecar = json.loads(self._read(place["shard"], int(place["spec_offset"]), int(place["spec_size"])))
         return PageSpec.from_dict(sidecar["spec"])
 
-    def page_sha256(self, record_id: str) -> str:
-        return str(self._place(record_id)["sha256"])
+    def page_sha256(self, page_id: str) -> str:
+        return str(self._place(page_id)["sha256"])
 
-    def _place(self, record_id: str) -> Any:
-        if record_id not in self.index.index:
-            raise UserError(f"{self.folder}: no page of record '{record_id}' among {len(self.index)} pages")
-        return self.index.loc[record_id]
+    def _place(self, page_id: str) -> Any:
+        if page_id not in self.index.index:
+            raise UserError(f"{self.folder}: no page '{page_id}' among {len(self.index)} pages")
+        return self.index.loc[page_id]
 
     def _read(self, shard: str, offset: int, size: int) -> bytes:
         try:
@@ -117,3 +138,13 @@ def open_exam(folder: Path) -> Exams:
                 "freeze the exam again: dvc repro --force exams"
             )
     return Exams(folder, manifest, pd.read_parquet(folder / "pages" / "index.parquet"))
+
+
+def exams_sha256(manifest: Mapping[str, Any]) -> str:
+    """One hash over all exams of a manifest: equal where two subjects were asked the same about the same pages.
+
+    Raises:
+        KeyError: the manifest is none of a frozen exam.
+    """
+    hashes = {name: exam["sha256"] for name, exam in manifest["exams"].items()}
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()

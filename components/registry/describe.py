@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from components.params import GateParams
 
 if TYPE_CHECKING:
-    from components.registry.gate import Verdict
+    from components.registry.rules import Verdict
 
 SUBJECTS: Mapping[str, str] = {"base": "base", "adapter": "adapter", "page_cnn": "image CNN"}
 METRICS: Mapping[str, str] = {"auc_macro": "AUC", "f1_macro": "F1", "hamming_loss": "Hamming loss"}
+MOST = 5000  # characters that MLflow's tables have for a description
 LINEAGE = ("recipe", "git_rev", "dvc_lock_md5", "data_md5", "base", "base_revision", "adapter_sha256",
            "exam_sha256")  # fmt: skip
 
 
-def describe(gate: GateParams, metrics: Mapping[str, Any], lineage: Mapping[str, str], verdict: Verdict | None) -> str:
-    """Markdown of at most a few thousand characters; `verdict` is None before the gate."""
-    parts = [_verdict(verdict), _table(gate.primary_exam, metrics), _lineage(lineage)]
-    return "\n\n".join(part for part in parts if part)
+def describe(
+    gate: GateParams,
+    metrics: Mapping[str, Any],
+    lineage: Mapping[str, str],
+    verdict: Verdict | None,
+    review: str | None = None,
+) -> str:
+    """Markdown of at most `MOST` characters; `verdict` is None before the gate, `review` the review page's address."""
+    link = f"[Review page]({review}): what got better and worse, with the pages." if review else ""
+    parts = [_verdict(verdict, link), _table(gate.primary_exam, metrics), _lineage(lineage)]
+    text = "\n\n".join(part for part in parts if part)
+    return text if len(text) <= MOST else text[: MOST - 1] + "…"
 
 
-def _verdict(verdict: Verdict | None) -> str:
+def _verdict(verdict: Verdict | None, link: str) -> str:
     if verdict is None:
         return "Gate not run yet. This version cannot be approved before it is."
     rules = "\n".join(
-        f"| {'✔' if rule.passed else '✘'} | {_cell(rule.name)} | {_cell(rule.sentence)} |" for rule in verdict.rules
+        f"| {'✔' if rule.passed else '✘'} | {_cell(rule.name)} | {show(dataclasses.asdict(rule))} | "
+        f"{'' if rule.n is None else rule.n} | {_cell(rule.needed)} |"
+        for rule in verdict.rules
     )
     how = (
         "To decide: set the tag `approval` to `approved` or `rejected`, and `approved_by` to your name."
@@ -34,9 +46,11 @@ def _verdict(verdict: Verdict | None) -> str:
         else "A version that fails the gate cannot be approved."
     )
     state = "PASSED" if verdict.passed else "FAILED"
-    table = f"|  | rule | finding |\n|---|---|---|\n{rules}"
+    table = f"|  | rule | found | n | needed |\n|---|---|---|---|---|\n{rules}"
+    sure = [verdict.levels, *([verdict.power.sentence] if verdict.power else [])]
     # The list of versions shows the first line as it stands, without its markdown.
-    return f"Gate {state}. {_cell(verdict.reason)}\n\n{table}\n\n{how}"
+    parts = [f"Gate {state}. {_cell(verdict.reason)}", link, table, how, *map(_cell, sure)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _table(exam: str, metrics: Mapping[str, Any]) -> str:
@@ -57,6 +71,8 @@ def show(entry: Any) -> str:
     if not isinstance(entry, Mapping) or entry.get("value") is None:
         return "–"
     interval = entry.get("interval")
+    if abs(entry["value"]) >= 1000:
+        return f"{entry['value']:,.0f}"
     return f"{entry['value']:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
 

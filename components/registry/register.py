@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.exams.frozen import exams_sha256
 from components.models.adapters import WEIGHTS, verify_adapter
 from components.params import Params, UserError, to_dict
 from components.registry.champion import LEDGER_KEEPER, Desk, at_desk, own
@@ -35,6 +36,7 @@ EVIDENCE: Mapping[str, str] = {
     "params.yaml": "",
     "dvc.lock": "",
 }
+PARAMS_IN_A_REQUEST, METRICS_IN_A_REQUEST = 100, 1000  # what MLflow takes
 SERVED = "model"  # the run's artifact folder that is served
 REQUIREMENTS = (
     *("mlflow", "torch", "transformers", "peft", "safetensors"),
@@ -129,8 +131,12 @@ def _log_numbers(client: MlflowClient, run_id: str, params: Params, metrics: dic
     from mlflow.entities import Metric, Param
 
     now = int(time.time() * 1000)
-    client.log_batch(run_id, params=[Param(key, text) for key, text in _flat_params(to_dict(params))])
-    client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in flat_metrics(metrics)])
+    told = [Param(key, text) for key, text in _flat_params(to_dict(params))]
+    measured = [Metric(key, value, now, 0) for key, value in flat_metrics(metrics)]
+    for start in range(0, len(told), PARAMS_IN_A_REQUEST):
+        client.log_batch(run_id, params=told[start : start + PARAMS_IN_A_REQUEST])
+    for start in range(0, len(measured), METRICS_IN_A_REQUEST):
+        client.log_batch(run_id, metrics=measured[start : start + METRICS_IN_A_REQUEST])
 
 
 def flat_metrics(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -291,9 +297,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _exam_sha256(manifest: Path, exam: str) -> str:
+    """The hash of all frozen exams, of which the primary one must be there."""
     if not manifest.is_file():
         raise UserError(f"{manifest}: is missing; expected the frozen exams; run: dvc repro exams")
-    exams = _read_json(manifest).get("exams", {})
+    tree = _read_json(manifest)
+    exams = tree.get("exams", {})
     if exam not in exams:
         raise UserError(f"gate.primary_exam: found '{exam}', expected one of {manifest}: {', '.join(exams) or 'none'}")
-    return str(exams[exam]["sha256"])
+    return exams_sha256(tree)

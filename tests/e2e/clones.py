@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.params import load_params
 from flows.recipes import resolve
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# Everything real, only small. The gate holds nothing against a few steps' adapter, so that it can be approved.
+# Everything real, only small. The gate holds little against a few steps' adapter, so that it can be approved.
+RULES = load_params(REPOSITORY / "recipes" / "ecg-tiny.yaml").gate.rules
 SMALL = [
     "train.steps=4",
     "train.eval_every=2",
@@ -27,11 +29,14 @@ SMALL = [
     "baseline.batch_size=4",
     "instruct.items_per_record=12",
     "exams.min_positives=2",
+    "exams.view_records=4",
+    "exams.report_records=4",
     "evaluate.resamples=50",
     "gate.min_records=3",
-    "gate.thresholds=[]",
-    "gate.beat_base_by=-1.0",
-    "gate.beat_champion_by=-1.0",
+    "gate.simulations=2",
+    *(f"gate.rules.{name}=null" for name in RULES if name not in ("size", "beats_champion")),
+    "gate.rules.beats_champion.by=-1.0",
+    "gate.rules.opens={kind: superior, to: base, by: -1.0}",
 ]
 PATIENTS = 120
 

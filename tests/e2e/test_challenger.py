@@ -31,8 +31,8 @@ def test_new_patients_make_a_challenger_that_is_compared_with_the_champion(
 ) -> None:
     assert (champion["version"], champion["champion"]) == (1, None)
     assert (challenger["status"], challenger["version"], challenger["champion"]) == ("registered", 2, 1)
-    assert [rule["name"] for rule in challenger["rules"]] == ["beats the base", "beats the champion"]
-    assert challenger["rules"][1]["n"] == challenger["metrics"]["super"]["adapter"]["auc_macro"]["n"]
+    assert [rule["name"] for rule in challenger["rules"]] == ["beats_champion", "size", "opens"]
+    assert challenger["rules"][0]["n"] == challenger["metrics"]["super"]["adapter"]["auc_macro"]["n"]
     newest, oldest = project.json("status")["versions"]
     assert (newest["aliases"], newest["stage"]) == (["challenger"], "Staging")
     assert (oldest["aliases"], oldest["stage"]) == (["champion"], "Production")
@@ -57,7 +57,7 @@ def test_a_rollback_returns_to_the_former_champion(project: Project, challenger:
 
 def test_a_closed_gate_ends_well_unless_asked_otherwise(project: Project, challenger: dict) -> None:
     """Another seed is another adapter; no adapter is better than the base by 0.9."""
-    strict = ["--set", "train.seed=1", "--set", "gate.beat_base_by=0.9"]
+    strict = ["--set", "train.seed=1", "--set", "gate.rules.opens.by=0.9"]
     answer = project.json("retrain", *strict, "--fail-on-reject", code=3)
     assert (answer["status"], answer["version"], answer["gate"]) == ("registered", 3, "failed")
     again = project.json("retrain")
@@ -69,7 +69,7 @@ def test_a_closed_gate_ends_well_unless_asked_otherwise(project: Project, challe
 
 def test_an_earlier_recipe_is_restored_not_recomputed(project: Project, challenger: dict) -> None:
     """DVC's run cache brings back what the same inputs made before, and the registry knows it."""
-    answer = project.json("retrain", "--set", "train.seed=0", "--set", "gate.beat_base_by=-1.0")
+    answer = project.json("retrain", "--set", "train.seed=0", "--set", "gate.rules.opens.by=-1.0")
     assert (answer["status"], answer["version"]) == ("nothing-to-do", 2)
     assert "is cached - skipping run" in (project.root / "logs" / "train.log").read_text()
 

@@ -84,5 +84,5 @@ def test_answer_sheet_orders_items_and_refuses_gaps():
     np.testing.assert_array_equal(sheet.flagged, [[True, False], [False, True]])
     np.testing.assert_array_equal(sheet.hard, [[False, True], [False, True]])
     for broken in (rows.iloc[:3], pd.concat([rows, rows.iloc[:2]]), pd.concat([rows.iloc[:3], rows.iloc[:1]])):
-        with pytest.raises(ValueError, match="one of each label for each record"):
+        with pytest.raises(ValueError, match="one of each label for each page"):
             metrics.answer_sheet(broken)

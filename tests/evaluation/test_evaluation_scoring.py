@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from components.evaluation.scoring import paired_difference, score_predictions
+from components.evaluation.scoring import compare, paired_difference, score_predictions
 from components.evaluation.thresholds import with_thresholds
 from components.params import EvaluateParams
 
@@ -48,7 +48,16 @@ def test_every_metric_has_value_interval_and_n():
     scored = score_predictions(answers, PARAMS)["super"]
     assert set(scored) == {"base", "adapter", "page_cnn", "adapter_minus_base", "adapter_minus_page_cnn"}
     for subject in scored.values():
-        for name in ("auc_macro", "f1_macro", "hamming_loss", "auc_macro_hard", "f1_macro_hard", "hamming_loss_hard"):
+        for name in (
+            "brier",
+            "ece",
+            "auc_macro",
+            "f1_macro",
+            "hamming_loss",
+            "auc_macro_hard",
+            "f1_macro_hard",
+            "hamming_loss_hard",
+        ):
             low, high = subject[name]["interval"]
             assert low <= high
             assert subject[name]["n"] == 60
@@ -92,6 +101,98 @@ def test_paired_difference_refuses_what_cannot_be_paired():
     for changed in ({"page_sha256": "0" * 64}, {"truth": True}, {"label": "X" + answers.label}):
         with pytest.raises(ValueError, match="sat different exams"):
             paired_difference(answers, answers.assign(**changed), "super", "auc_macro", PARAMS)
+
+
+def grouped(answers: pd.DataFrame) -> pd.DataFrame:
+    """Patients of two sexes, by turns; the women's scores turned round in the subject 'adapter'."""
+    sex = np.where(answers["patient_id"].str[1:].astype(int) % 2 == 0, "female", "male")
+    turned = (sex == "female") & (answers["subject"] == "adapter")
+    return answers.assign(sex=sex, source="simulator", score=np.where(turned, 1 - answers["score"], answers["score"]))
+
+
+def test_a_group_that_is_read_worse_is_seen_with_its_gap():
+    scored = score_predictions(grouped(predictions({"base": 3.0, "adapter": 3.0}, records=240)), PARAMS)["super"]
+    slices = scored["adapter"]["slices"]
+    women, men = slices["sex"]["female"], slices["sex"]["male"]
+    assert women["auc_macro"]["value"] < 0.2 < 0.8 < men["auc_macro"]["value"]
+    assert (women["n"], women["patients"], women["auc_macro"]["n"]) == (60, 30, 60)
+    gap = women["gap"]["auc_macro"]
+    assert gap["value"] == pytest.approx(men["auc_macro"]["value"] - women["auc_macro"]["value"])
+    assert gap["interval"][0] > 0.5
+    assert women["gap"]["hamming_loss"]["value"] > 0, "a gap is positive where the group is worse, also in a loss"
+    assert men["gap"]["auc_macro"]["value"] == pytest.approx(-gap["value"])
+    low, high = scored["base"]["slices"]["sex"]["female"]["gap"]["auc_macro"]["interval"]
+    assert low < 0 < high
+    assert "gap" not in slices["source"]["simulator"], "a group that is alone is behind nobody"
+    assert "slices" not in scored["adapter_minus_base"]
+
+
+def test_the_whole_of_a_group_alone_equals_the_exam():
+    scored = score_predictions(grouped(predictions({"base": 1.0})), PARAMS)["super"]["base"]
+    assert scored["slices"]["source"]["simulator"]["auc_macro"]["value"] == scored["auc_macro"]["value"]
+    assert scored["slices"]["source"]["simulator"]["auc_macro"]["interval"] == scored["auc_macro"]["interval"]
+
+
+def several_pages(answers: pd.DataFrame) -> pd.DataFrame:
+    """The exam `layouts`: every record on two pages, the second of which is read at random."""
+    rng = np.random.default_rng(0)
+    first = answers.assign(exam="layouts", page_id=answers["record_id"] + "@a", layout="a")
+    second = first.assign(
+        page_id=answers["record_id"] + "@b", layout="b", score=rng.random(len(answers)),
+        page_sha256="b" + answers["page_sha256"],
+    )  # fmt: skip
+    return pd.concat([first, second], ignore_index=True)
+
+
+def test_several_pages_of_a_record_are_scored_together_and_apart():
+    answers = several_pages(predictions({"adapter": 3.0}))
+    scored = score_predictions(answers, PARAMS)["layouts"]["adapter"]
+    layouts = scored["slices"]["layout"]
+    assert layouts["b"]["auc_macro"]["value"] < scored["auc_macro"]["value"] < layouts["a"]["auc_macro"]["value"]
+    assert scored["auc_macro"]["n"] == 60, "n counts records, not pages"
+    assert layouts["b"]["gap"]["auc_macro"]["interval"][0] > 0
+
+
+def test_compare_gives_what_paired_difference_gives_and_the_groups_of_the_first():
+    answers = grouped(predictions({"base": 1.0, "adapter": 2.0}))
+    mine, theirs = (answers[answers["subject"] == subject] for subject in ("adapter", "base"))
+    found = compare(mine, theirs.drop(columns=["sex", "source"]), PARAMS)["super"]
+    alone = paired_difference(mine, theirs, "super", "auc_macro", PARAMS)
+    assert {name: found["auc_macro"][name] for name in alone} == alone
+    assert found["slices"]["sex"]["female"]["auc_macro"]["interval"][1] < 0
+    assert found["slices"]["sex"]["male"]["auc_macro"]["n"] == 30
+    assert set(found["per_class"]) == {"L0", "L1", "L2"}
+    assert compare(mine, theirs.assign(page_sha256="x"), PARAMS) == {}
+
+
+def reports(stated: list[list[bool]], truth: list[list[bool]]) -> pd.DataFrame:
+    records, labels = np.shape(truth)
+    return pd.DataFrame(
+        {
+            "exam": "reports",
+            "split": "test",
+            "subject": "adapter",
+            "record_id": np.repeat([f"r{i}" for i in range(records)], labels),
+            "patient_id": np.repeat([f"p{i}" for i in range(records)], labels),
+            "page_sha256": "0",
+            "label": np.tile([f"L{c}" for c in range(labels)], records),
+            "score": np.ravel(stated).astype(np.float32),
+            "threshold": 0.5,
+            "verdict": np.ravel(stated),
+            "truth": np.ravel(truth),
+        }
+    )
+
+
+def test_written_reports_are_scored_by_what_they_invent_and_leave_out():
+    rows = reports([[True, True, False], [True, False, False]], [[True, False, True], [True, False, False]])
+    scored = score_predictions(rows, PARAMS)["reports"]["adapter"]
+    assert scored["hallucinated"]["value"] == pytest.approx(1 / 3), "one of three statements made is not true"
+    assert scored["omitted"]["value"] == pytest.approx(1 / 3), "one of three true ones is missing"
+    assert "auc_macro" not in scored
+    silent = score_predictions(rows.assign(verdict=False), PARAMS)["reports"]["adapter"]
+    assert silent["hallucinated"]["value"] is None, "who states nothing has invented nothing, and shown nothing"
+    assert silent["omitted"]["value"] == 1
 
 
 def test_a_thousand_resamples_of_a_large_exam_take_seconds():

@@ -13,7 +13,9 @@ from tiny_cohort import tiny_params
 from components.evaluation import evaluate as stage
 from components.evaluation import sit
 from components.evaluation.curves import roc_curve
-from components.exams.frozen import open_exam
+from components.exams.frozen import GROUPS, open_exam
+from components.instruct.questions import REPORT_QUESTION
+from components.instruct.report import name
 from components.params import UserError
 from components.reading.reader import Reader, Scores
 
@@ -27,7 +29,11 @@ class Oracle:
         self.asked = []
         items = pd.concat([exam.items(name) for name in exam.names])
         key = {record_id: self._key(exam.page(record_id)) for record_id in exam.index.index}
-        self._truth = {(key[row.record_id], row.question): row.truth for row in items.itertuples()}
+        self._stated = {
+            key[record]: [row.label for row in rows.itertuples() if row.truth]
+            for record, rows in exam.items("reports").groupby("record_id")
+        }
+        self._truth = {(key[row.page_id], row.question): row.truth for row in items.itertuples()}
         self._doubt, self._rng = doubt, np.random.default_rng(0)
 
     @staticmethod
@@ -40,6 +46,12 @@ class Oracle:
         noise = self._rng.random(truth.shape)
         p_yes = np.where(self._rng.random(truth.shape) < self._doubt, noise, 0.2 + 0.2 * truth)
         return Scores(p_yes.astype(np.float32), p_yes > 0.5)
+
+    def answer(self, pages, question, max_new_tokens=96, batch_size=32):
+        """Every true statement but the last, and a pattern that no patient here has."""
+        assert question == REPORT_QUESTION
+        stated = [self._stated[self._key(page)] for page in pages]
+        return [". ".join([name(code) for code in codes[:-1]] + ["A trigeminal pattern.\n"]) for codes in stated]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +67,42 @@ def test_each_item_is_answered_once_and_each_page_read_once(exam):
     assert sum(pages for pages, _ in oracle.asked) == len(exam.index)
     questions = oracle.asked[0][1]
     assert len(questions) == len(set(questions)), "NORM stands in both exams but is asked once"
-    assert (answers["page_sha256"] == answers["record_id"].map(exam.index["sha256"])).all()
+    assert (answers["page_sha256"] == answers["page_id"].map(exam.index["sha256"])).all()
+    assert (answers["layout"] == answers["page_id"].map(exam.index["layout"])).all()
+    assert set(oracle.asked[-1][1]) == set(exam.items("super")["question"]), "views are asked the superclasses alone"
+    for group in GROUPS:
+        assert (answers[group] == answers["record_id"].map(exam.records[group])).all()
+
+
+def test_a_report_is_one_text_and_counts_by_what_it_states(exam):
+    answers = sit.sit_exam(Oracle(exam), exam, exam.names, PARAMS.evaluate)
+    told = answers[answers["exam"] == "reports"]
+    assert (told.groupby("record_id")["answer"].nunique() == 1).all()
+    assert told["answer"].str.endswith("A trigeminal pattern.").all(), "its blanks are put in order"
+    invented = told[told["verdict"] & ~told["truth"]]
+    assert list(invented["label"]) == ["TRIGU"] * told["record_id"].nunique()
+    assert (told[told["truth"] & ~told["verdict"]].groupby("record_id").size() == 1).all()
+    scored = stage.score_predictions(answers, PARAMS.evaluate)["reports"]["adapter"]
+    assert scored["hallucinated"]["value"] == pytest.approx(len(invented) / told["verdict"].sum())
+    assert scored["hallucinated"]["n"] == told["record_id"].nunique()
+
+
+def test_other_pages_are_flagged_by_the_superclasses_thresholds(exam):
+    answers = sit.sit_exam(Oracle(exam), exam, exam.names, PARAMS.evaluate)
+    own, other = (
+        answers[answers["exam"] == name].groupby("label")["threshold"].first() for name in ("super", "layouts")
+    )
+    assert other.to_dict() == own.to_dict()
+    layouts = stage.score_predictions(answers, PARAMS.evaluate)["layouts"]["adapter"]["slices"]["layout"]
+    assert set(layouts) == {view.name for view in PARAMS.exams.views}
+    assert all(found["auc_macro"]["value"] == 1 for found in layouts.values())
+
+
+def test_each_batch_of_questions_is_timed(exam):
+    timed = []
+    sit.sit_exam(Oracle(exam), exam, exam.names, PARAMS.evaluate, timed=lambda *batch: timed.append(batch))
+    assert sum(pages for _, pages in timed) == len(exam.index)
+    assert all(seconds > 0 for seconds, _ in timed)
 
 
 def test_score_is_by_probability_and_verdict_by_the_words(exam):
@@ -79,7 +126,7 @@ def test_a_score_that_is_no_probability_is_refused_with_its_record(exam):
             p_yes = np.full((len(pages), len(questions)), np.nan, np.float32)
             return Scores(p_yes, np.zeros(p_yes.shape, bool))
 
-    with pytest.raises(UserError, match=r"scores that are no probabilities .* first for record sim-"):
+    with pytest.raises(UserError, match=r"scores that are no probabilities .* first for page sim-"):
         sit.sit_exam(Diverged(), exam, ("super",), PARAMS.evaluate)
 
 
@@ -93,7 +140,11 @@ def test_evaluate_writes_metrics_predictions_and_curves(exams, exam, tmp_path, m
     monkeypatch.setattr(Reader, "load", lambda base, adapter, *rest: subjects[adapter])
     metrics = stage.evaluate(PARAMS, exams, tmp_path / "adapter", cnn, out)
 
-    assert set(metrics) == {"super", "statements"}
+    assert set(metrics) == {"super", "statements", "layouts", "reports"}
+    assert {exam: set(subjects) for exam, subjects in metrics.items() if exam in ("layouts", "reports")} == {
+        "layouts": {"adapter"},
+        "reports": {"adapter"},
+    }, "other pages and reports are the adapter's alone"
     assert metrics["super"]["adapter_minus_base"]["auc_macro"]["interval"][0] > 0
     assert metrics["super"]["adapter"]["auc_macro"]["n"] == exam.manifest["exams"]["super"]["n_records"]["test"]
     saved = pd.read_parquet(out / "predictions.parquet")

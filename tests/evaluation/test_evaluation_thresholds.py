@@ -25,6 +25,21 @@ def test_no_threshold_does_better(answers):
     assert found == pytest.approx(max(f1_score(truth, score >= s) for s in score))
 
 
+def test_an_exam_without_validation_rows_borrows_thresholds():
+    rows = pd.DataFrame(
+        {
+            "exam": ["super", "super", "layouts"],
+            "subject": "adapter",
+            "split": ["validation", "validation", "test"],
+            "label": "MI",
+            "truth": [True, False, True],
+            "score": [0.3, 0.1, 0.9],
+        }
+    )
+    assert with_thresholds(rows, {"layouts": "super"})["threshold"].tolist() == pytest.approx([0.2] * 3)
+    assert with_thresholds(rows)["threshold"].tolist()[2] == WITHOUT_POSITIVES
+
+
 def test_chosen_on_validation_rows_only():
     rows = pd.DataFrame(
         {

@@ -103,8 +103,8 @@ def test_a_recipe_mends_a_broken_file(params_file: Path) -> None:
         ("train..steps=3", "expected KEY=VALUE"),
         ("train.steps=[3", "--set: the value of 'train.steps' is not valid YAML"),
         (
-            "gate.thresholds=[{exam: super, metrc: f1_macro, bound: low}]",
-            "did you mean 'gate.thresholds[0].metric'",
+            "gate.rules.auc.metrc=f1_macro",
+            "did you mean 'gate.rules.auc.metric'",
         ),
     ],
 )

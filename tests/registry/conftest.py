@@ -6,7 +6,16 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from registry_project import BETTER, GOOD, REPOSITORY, Register, Store, register_project, write_project
+from registry_project import (
+    BETTER,
+    GOOD,
+    REPOSITORY,
+    Register,
+    Store,
+    register_project,
+    small_gate,
+    write_project,
+)
 
 from components.params import Params, load_params
 from components.registry.approve import approve
@@ -25,7 +34,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         default.registry, tracking_uri=f"sqlite:///{folder}/mlruns/mlflow.db", ledger=f"{folder}/mlruns/ledger"
     )
     evaluate = dataclasses.replace(default.evaluate, resamples=100)
-    gate = dataclasses.replace(default.gate, min_records=50)
+    gate = small_gate(default.gate)
     params = dataclasses.replace(default, registry=registry, evaluate=evaluate, gate=gate)
     made = Store(params, folder / "mlruns", folder)
     connect(params.registry)

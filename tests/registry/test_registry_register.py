@@ -51,7 +51,7 @@ def test_the_run_has_params_metrics_and_evidence(params: Params, registered: Reg
     run = client.get_run(made.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["train.lora.rank"] == "16"
-    assert json.loads(run.data.params["gate.thresholds"])[0]["metric"] == "auc_macro"
+    assert (run.data.params["gate.rules.auc.metric"], run.data.params["gate.rules.auc.min"]) == ("auc_macro", "0.6")
     low, value, high = (run.data.metrics[f"super.adapter.auc_macro{end}"] for end in (".low", "", ".high"))
     assert 0.5 < low < value < high <= 1
     assert "super.adapter_minus_base.auc_macro.low" in run.data.metrics

@@ -18,7 +18,7 @@ from components.exams.freeze import freeze_exams
 from components.exams.frozen import open_exam
 from components.models.adapters import attach, save_adapter
 from components.models.bases import load_base
-from components.params import Params
+from components.params import Params, SuperiorRule
 from components.reading.reader import Reader
 from components.records.simulator import simulate
 from components.records.store import write_store
@@ -30,6 +30,10 @@ from components.registry.store import connect
 
 pytestmark = pytest.mark.slow
 PATIENTS = 60
+OPEN = {
+    "beats_base": SuperiorRule("superior", "base", -1.0),
+    "beats_champion": SuperiorRule("superior", "champion", -1.0),
+}
 
 
 def make_project(root: Path, params: Params, seed: int) -> Path:
@@ -70,7 +74,7 @@ def freeze(root: Path, params: Params, seed: int) -> None:
 
 def test_the_champion_sits_the_new_exam_once(params: Params, tmp_path: Path) -> None:
     # No threshold: the adapters are untrained, and the way to the comparison is what is tested.
-    gate = dataclasses.replace(params.gate, min_records=1, thresholds=(), beat_base_by=-1.0, beat_champion_by=-1.0)
+    gate = dataclasses.replace(params.gate, min_records=1, rules=OPEN, simulations=0)
     tiny = tiny_params()
     params = dataclasses.replace(params, gate=gate, exams=tiny.exams, evaluate=tiny.evaluate)
     for number in (1, 2):
@@ -85,7 +89,7 @@ def test_the_champion_sits_the_new_exam_once(params: Params, tmp_path: Path) -> 
     verdict = gate_version(params, 2, tmp_path / "project-2")
     assert verdict.passed
     assert verdict.champion == 1
-    assert verdict.rules[-1].name == "beats the champion"
+    assert verdict.rules[-1].name == "beats_champion"
     client, run_id = connect(params.registry), version_of(params, 1).run_id
     assert [Path(file.path).stem for file in client.list_artifacts(run_id, "sittings")] == [
         version_of(params, 2).exam_sha256

@@ -43,7 +43,7 @@ class Guesser:
         p_yes = self._rng.random((len(pages), len(questions))).astype(np.float32)
         return Scores(p_yes, p_yes > 0.5)
 
-    def answer(self, pages, question):
+    def answer(self, pages, question, max_new_tokens=96, batch_size=32):
         return ["Sinus rhythm | <script>alert(1)</script> ![x](plots/roc.png)\n# NORM_"] * len(pages)
 
 
@@ -52,9 +52,12 @@ def reports(exams, tmp_path_factory):
     """What the stages before the card leave, answered by guessers."""
     folder = tmp_path_factory.mktemp("reports")
     exam = open_exam(exams)
-    subjects = enumerate(("base", "adapter", "page_cnn"))
+    subjects = {"base": ("super", "statements"), "adapter": exam.names, "page_cnn": ("super", "statements")}
     predictions = pd.concat(
-        [sit.sit_exam(Guesser(seed), exam, exam.names, PARAMS.evaluate, name) for seed, name in subjects],
+        [
+            sit.sit_exam(Guesser(seed), exam, names, PARAMS.evaluate, subject)
+            for seed, (subject, names) in enumerate(subjects.items())
+        ],
         ignore_index=True,
     )
     sit.write_predictions(predictions, folder / "predictions.parquet")
@@ -90,6 +93,9 @@ def test_card_says_what_it_is_with_intervals_and_n(written, reports):
     assert row.endswith(f"| {auc['n']} |")
     for heading in ("Intended use", "Data", "Training", "Exam: The five", "Exam: Statements", "Sample pages", "Limits"):
         assert f"## {heading}" in text
+    assert "| page | clean 12x1 | 4 |" in text
+    reports = metrics["reports"]["adapter"]["hallucinated"]
+    assert f"written reports, {reports['value']:.3f} [" in text
     assert "nan" not in text.lower().replace("rhythm nan", "")
 
 
