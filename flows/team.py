@@ -71,17 +71,16 @@ def make_bucket(bucket: str, lock_days: int | None) -> Document:
     """
     from botocore.exceptions import BotoCoreError, ClientError
 
-    from components.storage import explain_s3, s3_client, s3_code
+    from components.storage import explain_s3, s3_client
 
     client = s3_client()
     try:
-        made = True
-        try:
-            client.create_bucket(Bucket=bucket, **({} if lock_days is None else {"ObjectLockEnabledForBucket": True}))
-        except ClientError as error:
-            if s3_code(error) not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
-                raise
-            made = False
+        made = not _is_there(client, bucket)
+        if made:
+            options: dict[str, Any] = {} if lock_days is None else {"ObjectLockEnabledForBucket": True}
+            if client.meta.region_name != "us-east-1":  # which S3 does not take as a place
+                options["CreateBucketConfiguration"] = {"LocationConstraint": client.meta.region_name}
+            client.create_bucket(Bucket=bucket, **options)
         if lock_days is not None:
             keep = {"Mode": "COMPLIANCE", "Days": lock_days}
             client.put_object_lock_configuration(
@@ -98,6 +97,20 @@ def make_bucket(bucket: str, lock_days: int | None) -> Document:
             )
         ) from error
     return {"bucket": bucket, "created": made, "lock_days": lock_days}
+
+
+def _is_there(client: Any, bucket: str) -> bool:
+    from botocore.exceptions import ClientError
+
+    from components.storage import s3_code
+
+    try:
+        client.head_bucket(Bucket=bucket)  # made again, a bucket of one's own is no error everywhere
+    except ClientError as error:
+        if s3_code(error) not in ("404", "NoSuchBucket"):
+            raise
+        return False
+    return True
 
 
 def _answer(uri: str, method: str, path: str, body: Document | None = None, twice: bool = False) -> Document:
