@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registry_project import BEST, BETTER, GOOD, REPOSITORY, register_project, write_project
+from registry_project import BEST, BETTER, GOOD, REPOSITORY, register_project, small_gate, write_project
 from servers import (
     ADMIN,
     PREFECT,
@@ -142,7 +142,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
             default,
             registry=registry,
             evaluate=dataclasses.replace(default.evaluate, resamples=100),
-            gate=dataclasses.replace(default.gate, min_records=50),
+            gate=small_gate(default.gate),
         )
         made = Team(server, address, params, folder)
         assert make_bucket("ecg", None) == {"bucket": "ecg", "created": True, "lock_days": None}
