@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ def fit_adapter(
         "precision": precision,
         "quantization": None if quantization is None else to_dict(quantization),
         "inputs_sha256": inputs,
+        "hardware": _hardware(),
         "data": task.hashes,
         "code_sha256": sources_sha256((*SOURCES, *task.sources)),
         "chosen_step": history.best_step,
@@ -146,6 +148,19 @@ def _stop_if_it_cannot_fit(params: Params) -> None:
     for name, amount, note in rows(expected):
         print(f"{name:<14} {amount:>10}  {note}")
     stop_if_too_large(expected)
+
+
+def _hardware() -> dict[str, str]:
+    """The device and the processor: with the libraries, what rounding depends on."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # no Linux
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return {"device": device, "processor": next(names, platform.processor() or platform.machine())}
 
 
 def _weights_dtype(method: str, precision: str) -> str:
