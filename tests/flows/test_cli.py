@@ -36,9 +36,13 @@ def test_help_answers_within_a_second() -> None:
 
 
 def test_every_command_speaks_json() -> None:
-    commands = typer.main.get_command(app).commands
+    waiting, commands = [typer.main.get_command(app)], []
+    while waiting:
+        command = waiting.pop()
+        waiting += getattr(command, "commands", {}).values()
+        commands += [] if hasattr(command, "commands") else [command]
     assert len(commands) >= 14
-    for command in commands.values():
+    for command in commands:
         assert any("--json" in parameter.opts for parameter in command.params), command.name
 
 
