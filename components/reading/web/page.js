@@ -66,7 +66,7 @@ async function choose(file) {
       chosen = { page: url.slice(url.indexOf(",") + 1) };
     }
   } catch (error) {
-    fail(`${file.name}: cannot be read (${error.message}).`);
+    fail(`The file cannot be read (${error.message}).`);
     return;
   }
   say("Ready to be read.");
