@@ -136,6 +136,34 @@ def status(as_json: Json = False) -> None:
 
 
 @app.command()
+def gate(
+    version: Version,
+    fail_on_reject: Annotated[
+        bool, typer.Option("--fail-on-reject", help="Exit with 3 when the gate stays closed.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the gate on a version, or tell what it said where nothing has changed since."""
+
+    def work() -> Document:
+        from components.params import load_params
+        from components.registry.gate import gate_version
+        from flows.report import judged
+
+        params = load_params()
+        return judged(params, version, gate_version(params, version, Path.cwd()))
+
+    def tell(answer: Document) -> None:
+        from flows import show
+
+        show.gate(answer)
+
+    answer = _answer(as_json, work, tell)
+    if fail_on_reject and answer["gate"] != "passed":
+        raise typer.Exit(3)
+
+
+@app.command()
 def approve(version: Version, by: By, note: Note = None, as_json: Json = False) -> None:
     """Approve a version that passed the gate; `ecg decide` then promotes it."""
     _decision(version, by, note, as_json, "approve", "approved; promote it with: ecg decide")

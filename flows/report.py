@@ -19,36 +19,53 @@ Document = dict[str, Any]
 
 LOCK = Path("dvc.lock")
 METRICS = Path("reports/metrics.json")
+DETAILS = ("per_class", "slices")
 
 
 def summarize(status: str, params: Params, version: int, verdict: Verdict) -> Document:
     """What `ecg retrain` answers.
 
-    Keys: status (registered | nothing-to-do), recipe, model, version, gate (passed | failed), reason, champion
-    (the version compared with, or None), rules (name, value, interval, n, needed, passed, sentence) and
-    metrics (exam → subject → metric → value, interval, n; without the figures per label).
+    Keys: status (registered | nothing-to-do), recipe, those of `judged`, and metrics (exam → subject → metric →
+    value, interval, n; without the figures per label and group).
     """
     document: Document = plain(
         {
             "status": status,
             "recipe": params.recipe,
-            "model": params.registry.model,
-            "version": version,
-            "gate": "passed" if verdict.passed else "failed",
-            "reason": verdict.reason,
-            "champion": verdict.champion,
-            "rules": [dataclasses.asdict(rule) for rule in verdict.rules],
+            **judged(params, version, verdict),
             "metrics": headline(json.loads(METRICS.read_text())),
         }
     )
     return document
 
 
+def judged(params: Params, version: int, verdict: Verdict) -> Document:
+    """What `ecg gate` answers.
+
+    Keys: model, version, gate (passed | failed), reason, champion (the version compared with, or None), rules (name,
+    kind, value, interval, n, needed, passed, sentence), levels (how sure the intervals are, in words) and power (what
+    the exam can see: rates with intervals and a sentence, or None).
+    """
+    document: Document = plain(
+        {
+            "model": params.registry.model,
+            "version": version,
+            "gate": "passed" if verdict.passed else "failed",
+            "reason": verdict.reason,
+            "champion": verdict.champion,
+            "rules": [dataclasses.asdict(rule) for rule in verdict.rules],
+            "levels": verdict.levels,
+            "power": None if verdict.power is None else dataclasses.asdict(verdict.power),
+        }
+    )
+    return document
+
+
 def headline(metrics: Document) -> Document:
-    """`metrics` without what stands per class."""
+    """`metrics` without what stands per class and per group."""
     return {
         exam: {
-            subject: {metric: entry for metric, entry in named.items() if metric != "per_class"}
+            subject: {metric: entry for metric, entry in named.items() if metric not in DETAILS}
             for subject, named in subjects.items()
         }
         for exam, subjects in metrics.items()
@@ -88,15 +105,18 @@ def scores(report: Document, exam: str, metrics: Iterable[str]) -> list[Document
     ]
 
 
-def exam_records(report: Document, exam: str, metric: str) -> int:
-    """How many test records `metric` of `exam` rests on; 0 where it was not measured."""
-    return max((named.get(metric, {}).get("n") or 0 for named in report["metrics"][exam].values()), default=0)
+def exam_records(report: Document, exam: str) -> int:
+    """How many test records the metrics of `exam` rest on; 0 where nothing was measured."""
+    entries = [entry for named in report["metrics"][exam].values() for entry in named.values()]
+    return max((entry.get("n") or 0 for entry in entries), default=0)
 
 
 def figure(estimate: Document | None) -> str:
-    """0.831 [0.802, 0.858]: a value with its interval; a dash where nothing was measured."""
+    """0.831 [0.802, 0.858]: a value with its interval; a dash where nothing was measured; 8,921,420 for a count."""
     if not estimate or estimate.get("value") is None:
         return "–"
+    if estimate["value"] >= 1000:
+        return f"{estimate['value']:,.0f}"
     low, high = estimate.get("interval") or (None, None)
     interval = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
     return f"{estimate['value']:.3f}{interval}"

@@ -19,6 +19,9 @@ METRICS = {
     "f1_macro": "macro F1",
     "hamming_loss": "Hamming loss",
     "auc_macro_hard": "AUC, hard answers",
+    "ece": "calibration error",
+    "hallucinated": "findings invented",
+    "omitted": "findings omitted",
 }
 VERDICT = {True: "holds", False: "FAILS"}
 
@@ -57,15 +60,13 @@ def changes(changed: Sequence[Change]) -> None:
 
 def report(answer: Document) -> None:
     """The end of a retraining: who reads how well, what the gate said, what to do next."""
-    for exam in answer["metrics"]:
-        records = exam_records(answer, exam, next(iter(METRICS)))
-        rows = [tuple(row.values()) for row in scores(answer, exam, METRICS)]
-        table(f"Exam '{exam}', {records} test records", ["", *METRICS.values()], rows)
-    table(
-        f"Gate {answer['gate']}",
-        ["rule", "found", "needed", "verdict"],
-        [(rule["name"], figure(rule), rule["needed"], VERDICT[rule["passed"]]) for rule in answer["rules"]],
-    )
+    for exam, subjects in answer["metrics"].items():
+        told = {
+            metric: title for metric, title in METRICS.items() if any(metric in named for named in subjects.values())
+        }
+        rows = [tuple(row.values()) for row in scores(answer, exam, told)]
+        table(f"Exam '{exam}', {exam_records(answer, exam)} test records", ["", *told.values()], rows)
+    _gate(answer)
     say("")
     number = answer["version"]
     state = "is registered" if answer["status"] == "registered" else "is registered already: nothing to do"
@@ -74,6 +75,27 @@ def report(answer: Document) -> None:
     if answer["gate"] == "passed":
         say(f"Approve it:  ecg approve {number} --by NAME   then   ecg decide")
     say("Not a medical device.")
+
+
+def gate(answer: Document) -> None:
+    """`ecg gate`."""
+    _gate(answer)
+    say("")
+    say(answer["levels"])
+    say("")
+    say(f"Review page: ecg review {answer['version']}. Not a medical device.")
+
+
+def _gate(answer: Document) -> None:
+    table(
+        f"Gate {answer['gate']}: {answer['model']} version {answer['version']}",
+        ["rule", "found", "n", "needed", "verdict"],
+        [(rule["name"], figure(rule), rule["n"], rule["needed"], VERDICT[rule["passed"]]) for rule in answer["rules"]],
+    )
+    say(answer["reason"])
+    if answer["power"]:
+        say("")
+        say(answer["power"]["sentence"])
 
 
 def status(answer: Document) -> None:

@@ -32,6 +32,8 @@ def answer() -> dict[str, Any]:
         "version": 3,
         "gate": "passed",
         "reason": "All 1 rules hold.",
+        "levels": "Each interval holds 95% of the draws.",
+        "power": {"sentence": "Of 200 simulated pairs, 2.5% would pass."},
         "champion": None,
         "rules": [rule],
         "metrics": {"super": {"base": {"auc_macro": ESTIMATE}, "adapter": {"auc_macro": ESTIMATE}}},
@@ -43,6 +45,7 @@ def test_a_figure_has_its_interval() -> None:
     assert figure({"value": 0.5, "interval": None}) == "0.500"
     assert figure({"value": None, "interval": None}) == "–"
     assert figure(None) == "–"
+    assert figure({"value": 8_921_420.0, "interval": [8_921_420.0, 8_921_420.0]}) == "8,921,420"
 
 
 def test_numbers_that_are_none_become_null() -> None:
@@ -52,7 +55,7 @@ def test_numbers_that_are_none_become_null() -> None:
 
 
 def test_the_headline_leaves_out_what_stands_per_class() -> None:
-    metrics = {"super": {"base": {"auc_macro": ESTIMATE, "per_class": {"MI": {}}}}}
+    metrics = {"super": {"base": {"auc_macro": ESTIMATE, "per_class": {"MI": {}}, "slices": {"sex": {}}}}}
     assert headline(metrics) == {"super": {"base": {"auc_macro": ESTIMATE}}}
 
 
@@ -72,6 +75,25 @@ def test_a_person_is_told_what_to_do_next(answer: dict[str, Any], capsys: pytest
     told = capsys.readouterr().out
     assert "ecg approve" not in told
     assert "nothing to do" in told
+
+
+def test_a_verdict_tells_its_rules_its_sureness_and_what_the_exam_can_see(
+    answer: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    show.gate(answer)
+    told = capsys.readouterr().out
+    for words in ("Gate passed: ecg-tiny version 3", "beats the base", "holds", "All 1 rules hold.", "95% of the draws",
+                  "Of 200 simulated pairs", "ecg review 3", "Not a medical device"):  # fmt: skip
+        assert words in told
+    show.gate({**answer, "power": None})
+
+
+def test_an_exam_shows_the_metrics_that_it_has(answer: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    show.report({**answer, "metrics": {"reports": {"adapter": {"hallucinated": ESTIMATE}}}})
+    told = capsys.readouterr().out
+    assert "findings invented" in told
+    assert "macro AUC" not in told
+    assert "Exam 'reports', 250 test records" in told
 
 
 def test_the_report_is_a_page(answer: dict[str, Any]) -> None:
