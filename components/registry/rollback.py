@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from components.params import Params, UserError
 from components.registry import ledger
-from components.registry.champion import Decision, Desk, at_desk, own, registered_as, settle
+from components.registry.champion import Desk, at_desk, own, registered_as, settle
 from components.registry.files import verify_version
 from components.registry.policy import person
 from components.registry.signing import signature_policy
@@ -30,7 +30,7 @@ def rollback(params: Params, reason: str, by: str, to: int | None = None) -> Mov
     """Make the previous champion, or the former champion `to`, champion again.
 
     The version left is archived with the reason on it and is not promoted again by itself; to return to it,
-    name it in another rollback.
+    name it in another rollback. The same words by the same person again are the same rollback, which is done already.
 
     Raises:
         UserError: no champion or none before it, `to` was never champion or did not pass the gate, its files
@@ -42,9 +42,9 @@ def rollback(params: Params, reason: str, by: str, to: int | None = None) -> Mov
     who = person(by, "--by")
 
     def work(desk: Desk) -> Move:
-        settled = settle(desk)
+        settle(desk)
         state = desk.state()
-        done = _done_before(desk, settled, reason.strip(), who, to)
+        done = _done_before(desk, reason.strip(), who, to)
         if done is not None:
             return done
         champion = state.champion
@@ -79,12 +79,12 @@ def rollback(params: Params, reason: str, by: str, to: int | None = None) -> Mov
     return at_desk(params, work)
 
 
-def _done_before(desk: Desk, settled: list[Decision], reason: str, by: str, to: int | None) -> Move | None:
-    """The same rollback, asked for before, interrupted, and completed just now: it goes no step further."""
-    if not any(one.action == "completed" for one in settled):
+def _done_before(desk: Desk, reason: str, by: str, to: int | None) -> Move | None:
+    """The same rollback by the same person, which a kill may have hidden from them: it goes no step further."""
+    moved = desk.state().moved
+    last = desk.book.entries()[moved - 1] if moved else None
+    if last is None or last.event != ledger.ROLLED_BACK or (last.why, last.who) != (reason, by):
         return None
-    last = desk.book.entries()[desk.state().moved - 1]
-    if last.event != ledger.ROLLED_BACK or (last.why, last.who) != (reason, by) or to not in (None, last.version):
+    if last.version is None or to not in (None, last.version):
         return None
-    assert last.version is not None  # a rollback names its target
     return Move(last.version, int(last.details["from"]), last.who, last.why, last.at)

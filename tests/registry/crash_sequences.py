@@ -27,9 +27,6 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
-
 from fast_store import Doomed, FastRegistry, Fate, Killed, MemoryObjects
 from registry_project import REPOSITORY, write_adapter
 
