@@ -72,6 +72,7 @@ def report(answer: Document) -> None:
     state = "is registered" if answer["status"] == "registered" else "is registered already: nothing to do"
     say(f"{answer['model']} version {number} {state}.")
     say("Look at it:  make ui (MLflow: runs, versions, approval); reports/card/card.html (the model card)")
+    say(f"Review it:   ecg review {number} (verdict, side by side, the pages it reads differently)")
     if answer["gate"] == "passed":
         say(f"Approve it:  ecg approve {number} --by NAME   then   ecg decide")
     say("Not a medical device.")

@@ -25,12 +25,15 @@ CASES = 24
 PAGE_WIDTH_PX = 1056  # wide enough to read half a millimetre off a page of 264 mm
 WEBP_QUALITY = 60
 SUBJECT, BASE, CHAMPION, CHALLENGER = "adapter", "base", "champion", "challenger"
+# A bootstrap of fewer draws the same few again and again: its interval is too narrow to call anything better or worse.
+LEAST_CASES = 10  # records with a finding, and records without it
+LEAST_RECORDS = 30  # of a patient group
 NOTHING = 1e-9  # what rounding may leave of a difference that is none
 REPORTS, LAYOUTS = "reports", "layouts"  # exams of free text, and of the same records on other pages
 # The columns of the predictions by which patients are grouped.
 GROUPS = ("sex", "age_group", "source", "quality", "layout")
 
-Outcome = Literal["better", "worse", "not told apart", "not measured"]
+Outcome = Literal["better", "worse", "not told apart", "too few", "not measured"]
 Estimate = Mapping[str, Any]  # value, interval, n; value and interval None where undefined
 UNMEASURED: Estimate = {"value": None, "interval": None, "n": 0}
 
@@ -270,7 +273,9 @@ def _conditions(
             values = {side: _find(of, exam, "per_class", label, "auc") for side, of in scores.items()}
             counts = {side: _counts(frames[side], exam, label) for side in scores if side in frames}
             difference = _find(differences, exam, "per_class", label, "auc")
-            rows.append(_row(label, values, difference, "auc", n=entries["positives"], counts=counts))
+            own = counts[CHALLENGER]
+            few = min(own.positives, own.negatives) < LEAST_CASES
+            rows.append(_row(label, values, difference, "auc", n=own.positives, counts=counts, few=few))
         if rows:
             yield Part(exam, "", tuple(sorted(rows, key=_worst_first)))
 
@@ -285,7 +290,8 @@ def _groups(
                 continue
             rows = [
                 _row(group, {side: _find(of, exam, "slices", variable, group, metric) for side, of in scores.items()},
-                     _find(differences, exam, "slices", variable, group, metric), metric)
+                     _find(differences, exam, "slices", variable, group, metric), metric,
+                     few=groups[group]["n"] < LEAST_RECORDS)
                 for group in sorted(groups, key=_order_of_life)
             ]  # fmt: skip
             yield Part(exam, variable, tuple(rows))
@@ -303,11 +309,15 @@ def _row(
     metric: str,
     n: int | None = None,
     counts: Mapping[str, Counts] | None = None,
+    few: bool = False,
 ) -> Row:
     lower = metric in LOWER_IS_BETTER
     own = values[CHALLENGER]["n"]
     measured = {side: entry for side, entry in values.items() if entry is not UNMEASURED}
-    return Row(name, own if n is None else n, measured, difference, _outcome(difference, lower), lower, counts or {})
+    outcome = _outcome(difference, lower)
+    if few and outcome != "not measured":
+        outcome = "too few"
+    return Row(name, own if n is None else n, measured, difference, outcome, lower, counts or {})
 
 
 def _outcome(difference: Estimate, lower_is_better: bool) -> Outcome:

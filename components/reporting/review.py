@@ -21,6 +21,8 @@ from components.params import Params
 from components.records.statements import STATEMENTS, SUPERCLASS_DESCRIPTIONS
 from components.reporting.comparison import (
     CHALLENGER,
+    LEAST_CASES,
+    LEAST_RECORDS,
     UNMEASURED,
     Case,
     CaseAnswer,
@@ -220,7 +222,8 @@ def _glance(review: Review) -> str:
         rows = [row for one in parts for row in one.rows]
         better, worse = (sum(row.outcome == outcome for row in rows) for outcome in ("better", "worse"))
         outcome = "worse" if worse else "better" if better else ""
-        rest = f"{len(rows) - better - worse} not told apart"
+        few = sum(row.outcome == "too few" for row in rows)
+        rest = f"{len(rows) - better - worse - few} not told apart" + (f", {few} too few to tell" if few else "")
         tiles.append((f"{better} ▲ {worse} ▼", f"{title} better, worse", rest, outcome))
     cells = "\n".join(
         f'<div class="tile {outcome.replace(" ", "-")}"><p class="figure">{figure}</p><p class="what">{what}</p>'
@@ -289,7 +292,8 @@ def _groups(review: Review) -> str:
         blocks.append(_table(review, part.rows, "records", lambda row: row.name))
     return f"""<section>
 <h2>By patient group and by page</h2>
-<p>{_text(METRICS.get(metric, metric))}, exam “{_text(_exam_title(exam))}”, within each group.</p>
+<p>{_text(METRICS.get(metric, metric))}, exam “{_text(_exam_title(exam))}”, within each group. Groups of fewer than
+{LEAST_RECORDS} records are too few to tell.</p>
 {"".join(blocks) or '<p class="note">The exam names no groups of patients.</p>'}
 {_luck(review, review.groups)}
 </section>"""
@@ -362,8 +366,11 @@ def _told(part: Part, title: Callable[[str], str]) -> str:
         names = [f"{_text(title(row.name))} ({_signed(row.difference)})" for row in part.rows if row.outcome == outcome]
         told = ", ".join(names) or "none"
         lines.append(f'<li class="{outcome}"><strong>{outcome.capitalize()}</strong>: {told}</li>')
-    rest = sum(row.outcome not in ("better", "worse") for row in part.rows)
-    lines.append(f"<li><strong>Not told apart</strong>: {rest} of {len(part.rows)}</li>")
+    count = Counter(row.outcome for row in part.rows)
+    lines.append(f"<li><strong>Not told apart</strong>: {count['not told apart']} of {len(part.rows)}</li>")
+    if count["too few"]:
+        why = f"fewer than {LEAST_CASES} records have it, or do not have it"
+        lines.append(f"<li><strong>Too few to tell</strong>: {count['too few']} of {len(part.rows)} ({why})</li>")
     return f'<ul class="told">{"".join(lines)}</ul>'
 
 
@@ -376,7 +383,7 @@ def _reading(review: Review) -> str:
 
 
 def _luck(review: Review, parts: Iterable[Part]) -> str:
-    number = sum(row.outcome != "not measured" for part in parts for row in part.rows)
+    number = sum(row.outcome in ("better", "worse", "not told apart") for part in parts for row in part.rows)
     if not number:
         return ""
     return (

@@ -209,6 +209,19 @@ def test_conditions_go_from_worst_to_best_with_counts(review, answers):
         assert counts.positives + counts.negatives == len(asked)
 
 
+def test_what_rests_on_too_few_is_called_nothing(review, page):
+    """However wide the difference: a bootstrap of two patients tells little."""
+    rows = [row for part in review.conditions for row in part.rows]
+    for row in rows:
+        own = row.counts[CHALLENGER]
+        few = min(own.positives, own.negatives) < comparison.LEAST_CASES
+        assert (row.outcome in ("too few", "not measured")) == few or row.difference["interval"] is None
+    groups = [row for part in review.groups for row in part.rows]
+    assert {row.outcome for row in groups if row.n < comparison.LEAST_RECORDS} <= {"too few", "not measured"}
+    assert any(row.outcome == "too few" for row in rows)
+    assert "Too few to tell" in Document(page).text
+
+
 def test_patient_groups_are_compared_each_within_itself(review, answers):
     (sexes,) = (part for part in review.groups if part.name == "sex")
     frames = [frame[(frame["subject"] == "adapter") & (frame["exam"] == "super")] for frame in answers]
@@ -341,6 +354,6 @@ def test_an_equal_challenger_is_told_from_nothing(quick):
     same = quick["predictions"][quick["predictions"]["subject"] == "adapter"]
     review = compare(**quick | {"champion_predictions": same})
     rows = [row for parts in (review.overall, review.conditions, review.groups) for part in parts for row in part.rows]
-    assert {row.outcome for row in rows} <= {"not told apart", "not measured"}
+    assert {row.outcome for row in rows} <= {"not told apart", "not measured", "too few"}
     assert (review.changed.to_right, review.changed.to_wrong) == (0, 0)
     assert "no answer changed" in Document(render(review)).text
