@@ -327,7 +327,7 @@ def _levels(evaluate: EvaluateParams, count: int) -> str:
         f"Each interval holds {evaluate.confidence:.0%} of {evaluate.resamples:,} bootstrap draws of whole patients, "
         f"so a rule whose limit is just missed in truth passes by chance about {one_sided:.1%} of the time. All "
         f"{count} rules must hold together, so the gate as a whole lets such a version through no more often: nothing "
-        "is corrected for their number. Many rules make a good version fail more often, never a bad one pass."
+        "is corrected for their number. Many rules make a good version fail more often, not a bad one pass."
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from registry_project import GOOD, REPOSITORY, Register, lock_md5, served_folder, version_of, write_project
 
+from components.exams.frozen import exams_sha256
 from components.models.adapters import WEIGHTS
 from components.params import Params, UserError
 from components.registry import register as register_module
@@ -37,10 +38,8 @@ def test_a_version_says_what_it_was_made_from(params: Params, registered: Regist
     assert version.dvc_lock_md5 == lock_md5(project)
     assert (version.base, version.base_revision) == ("ecg-tiny", "0" * 64)
     assert version.adapter_sha256 == sha256(project / "models/adapter" / WEIGHTS)
-    assert (
-        version.exam_sha256
-        == json.loads((project / "data/exams/manifest.json").read_text())["exams"]["super"]["sha256"]
-    )
+    exams = json.loads((project / "data/exams/manifest.json").read_text())
+    assert version.exam_sha256 == exams_sha256(exams), "of all exams"
     assert version.files_sha256 == folder_sha256(served_folder(params, 1))
     assert (version.gate, version.approval, version.stage, version.aliases) == (None, None, "None", ())
 
