@@ -29,7 +29,7 @@ from components.registry.ledger import (
     open_ledger,
     refuse,
 )
-from components.registry.signing import signature_policy
+from components.registry.signing import SIGNED_BY, signature_policy
 from components.registry.state import CHANGE, Standing, State, fold
 from components.registry.store import opened
 from components.registry.versions import (
@@ -241,7 +241,7 @@ def _refuse_changes(desk: Desk, versions: Mapping[int, Version], shown: Sequence
         for name, value in standing.tags().items():
             says = _said(version, name)
             one_of_several = name == "approved_by" and says in standing.approvals
-            if name not in typed and not one_of_several and says not in {tags[name] for tags in legal}:
+            if name not in typed and not one_of_several and says not in {tags.get(name) for tags in legal}:
                 changed[f"tag {name}"] = (says, value)
         found += _refuse_change(desk, version.number, changed)
     holder = _holder(versions.values(), CHAMPION)
@@ -304,9 +304,13 @@ def _open_changes(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def registered_as(version: Version, standing: Standing) -> Version:
-    """`version` with the hashes it was registered with, whatever its tags say."""
+    """`version` with the hashes it was registered with and the key that signed it, whatever its tags say."""
     known = standing.lineage.get
-    return dataclasses.replace(version, adapter_sha256=known("adapter_sha256"), files_sha256=known("files_sha256"))
+    signed_by = known(SIGNED_BY)
+    tags = version.tags if signed_by is None else {**version.tags, SIGNED_BY: signed_by}
+    return dataclasses.replace(
+        version, adapter_sha256=known("adapter_sha256"), files_sha256=known("files_sha256"), tags=tags
+    )
 
 
 def own(state: State, version: Version) -> Standing | None:

@@ -23,9 +23,11 @@ from components.params import Params, UserError
 from components.registry.approve import approve
 from components.registry.files import folder_sha256, verify_version
 from components.registry.gate import gate_version
+from components.registry.ledger import open_ledger
 from components.registry.promote import decide
 from components.registry.sign import sign
 from components.registry.signing import signature_policy
+from components.registry.store import connect
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,18 @@ def test_an_unsigned_version_is_refused_until_it_is_signed(strict: Params, keys:
     assert gate_version(strict, number).passed
     approve(strict, number, by="Ada")
     assert [one.action for one in decide(strict)] == ["promoted"]
+    client = connect(strict.registry)
+    signed = [entry for entry in open_ledger(client, strict.registry).entries() if entry.event == "signed"]
+    assert [(entry.version, entry.who) for entry in signed] == [(number, "Ada")]
+    # The tag and the signature gone together, and none required: the ledger knows that there was one.
+    (served_folder(strict, number) / SIGNATURE).unlink()
+    client.delete_model_version_tag(strict.registry.model, str(number), "signed_by")
+    lax = with_keys(strict, None, str(keys / "ours.pub"), required=False)
+    later = registered(GOOD, seed=1).version
+    sign(strict, later, by="Ada")
+    assert "signed_by" in version_of(strict, number).tags
+    with pytest.raises(UserError, match="the signature was removed after registration"):
+        verify_version(version_of(strict, number), signature_policy(lax))
 
 
 def test_a_strangers_signature_and_a_removed_one_are_refused(strict: Params, keys: Path, tmp_path: Path) -> None:
@@ -114,7 +128,9 @@ def test_a_strangers_signature_and_a_removed_one_are_refused(strict: Params, key
 
 def test_files_that_changed_are_not_signed(strict: Params, registered: Register) -> None:
     number = registered(GOOD).version
-    (served_folder(strict, number) / "code/components/__init__.py").write_text("import os\n")
+    folder = served_folder(strict, number)
+    (folder / "code/components/__init__.py").write_text("import os\n")
+    tag(strict, number, files_sha256=folder_sha256(folder))  # tags can be made to agree; the ledger cannot
     with pytest.raises(UserError, match="files_sha256"):
         sign(strict, number, by="Ada")
     assert "signed_by" not in version_of(strict, number).tags
