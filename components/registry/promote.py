@@ -111,7 +111,7 @@ def _take_in(desk: Desk, version: Version, standing: Standing) -> Decision | Non
         return _refused(desk, version, "unknown", str(error))
     if standing.approval != PENDING or who in standing.approvals:
         return None
-    note = version.approval_note
+    note = (version.approval_note or "").strip() or None
     if typed == REJECTED:
         record_rejection(desk, standing, who, note, "tag approval")
         return Decision(version.number, "recorded", f"rejected by {who}")

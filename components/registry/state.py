@@ -118,7 +118,8 @@ def _apply(state: State, entry: Entry) -> None:
     details = entry.details
     if entry.event == ledger.ADOPTED:
         for known in details["versions"]:
-            state.versions[known["version"]] = _adopted(known)
+            served = known["version"] in (details["champion"], details["previous"])
+            state.versions[known["version"]] = _adopted(known, served)
         state.champion, state.previous = details["champion"], details["previous"]
         state.begun = True
     elif entry.event == ledger.REGISTERED:
@@ -197,21 +198,23 @@ def _predecessor(state: State, version: Standing, left: int | None) -> int | Non
     before: Standing | None = version
     while before is not None and before.promoted_from is not None:
         before = state.versions.get(before.promoted_from)
-        if before is not None and before.number != left and before.left is None:
+        served = before is not None and before.promoted_at is not None and before.left is None
+        if before is not None and served and before.number != left:
             return before.number
     return None
 
 
-def _adopted(known: Mapping[str, Any]) -> Standing:
-    """A version from before the ledger. Its gate and approval count for nothing unless it has been champion."""
+def _adopted(known: Mapping[str, Any], served: bool) -> Standing:
+    """A version from before the ledger. Its gate and approval count for nothing unless it serves, or did before."""
     tags: Mapping[str, str] = known["tags"]
     lineage = {name: tags[name] for name in known["lineage"] if name in tags}
     one = Standing(known["version"], known["run_id"], known["source"], lineage, {}, adopted=True)
-    if "promoted_at" in tags:
+    if served:
+        promoted_at = tags.get("promoted_at", "before the ledger")
         one.gate, one.gate_reason, one.gate_champion = PASSED, tags.get("gate_reason"), _other(tags, "gate_champion")
         one.approval, one.note = APPROVED, tags.get("approval_note")
-        one.approvals = {tags.get("approved_by", "unknown"): tags["promoted_at"]}
-        one.promoted_at, one.promoted_from = tags["promoted_at"], _other(tags, "promoted_from")
+        one.approvals = {tags.get("approved_by", "unknown"): promoted_at}
+        one.promoted_at, one.promoted_from = promoted_at, _other(tags, "promoted_from")
         if "rolled_back_reason" in tags:
             one.left = {name: tags.get(f"rolled_back_{name}", "") for name in ("to", "by", "at", "reason")}
     return one

@@ -18,6 +18,7 @@ from registry_project import (
     NO_BETTER,
     Register,
     aliases_of,
+    entries_of,
     served_folder,
     stages_of,
     tag,
@@ -50,7 +51,10 @@ def refused(params: Params, number: int) -> str:
         name: holder for name, holder in before.items() if name != "challenger"
     }
     (again,) = decide(params)
+    if "is put back" in decision.reason:
+        return decision.reason
     assert not again.fresh
+    assert [entry.why for entry in entries_of(params) if entry.event == "refused"].count(decision.reason) == 1
     return decision.reason
 
 
