@@ -23,16 +23,16 @@ def describe(
     metrics: Mapping[str, Any],
     lineage: Mapping[str, str],
     verdict: Verdict | None,
-    review: str | None = None,
+    links: Mapping[str, str] | None = None,
 ) -> str:
-    """Markdown of at most `MOST` characters; `verdict` is None before the gate, `review` the review page's address."""
-    link = f"[Review page]({review}): what got better and worse, with the pages." if review else ""
-    parts = [_verdict(verdict, link), _table(gate.primary_exam, metrics), _lineage(lineage)]
+    """Markdown of at most `MOST` characters; `verdict` is None before the gate, `links` are addresses by name."""
+    named = " · ".join(f"[{name}]({address})" for name, address in (links or {}).items())
+    parts = [_verdict(verdict, named), _table(gate.primary_exam, metrics), _lineage(lineage)]
     text = "\n\n".join(part for part in parts if part)
     return text if len(text) <= MOST else text[: MOST - 1] + "…"
 
 
-def _verdict(verdict: Verdict | None, link: str) -> str:
+def _verdict(verdict: Verdict | None, links: str) -> str:
     if verdict is None:
         return "Gate not run yet. This version cannot be approved before it is."
     rules = "\n".join(
@@ -41,7 +41,7 @@ def _verdict(verdict: Verdict | None, link: str) -> str:
         for rule in verdict.rules
     )
     how = (
-        "To decide: set the tag `approval` to `approved` or `rejected`, and `approved_by` to your name."
+        "To decide: set the tag `approved_by` to your name, then `approval` to `approved` or `rejected`."
         if verdict.passed
         else "A version that fails the gate cannot be approved."
     )
@@ -49,7 +49,7 @@ def _verdict(verdict: Verdict | None, link: str) -> str:
     table = f"|  | rule | found | n | needed |\n|---|---|---|---|---|\n{rules}"
     sure = [verdict.levels, *([verdict.power.sentence] if verdict.power else [])]
     # The list of versions shows the first line as it stands, without its markdown.
-    parts = [f"Gate {state}. {_cell(verdict.reason)}", link, table, how, *map(_cell, sure)]
+    parts = [f"Gate {state}. {_cell(verdict.reason)}", links, table, how, *map(_cell, sure)]
     return "\n\n".join(part for part in parts if part)
 
 

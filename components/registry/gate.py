@@ -30,7 +30,7 @@ from components.registry.files import (
     verified,
     verify_version,
 )
-from components.registry.review import publish_review, review_link
+from components.registry.review import page_links, publish_review
 from components.registry.rules import (
     VERDICT_FILE,
     Champion,
@@ -191,6 +191,6 @@ def _write_verdict(
     model, number = version.model, str(version.number)
     text = json.dumps(dataclasses.asdict(verdict), indent=1)
     client.log_text(version.run_id, text, VERDICT_FILE)
-    page = describe(params.gate, metrics, version.tags, verdict, review_link(client, version.run_id))
+    page = describe(params.gate, metrics, version.tags, verdict, page_links(client, version.run_id))
     client.update_model_version(model, number, page)
     record_verdict(client, params, version, text.encode(), verdict.passed, verdict.reason, verdict.champion)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FOLDER = "review"
 REVIEW_FILE = f"{FOLDER}/review.html"  # among the artifacts of the version's run
+CARD_FILE = "card/card.html"  # there too, since registration
 
 
 def publish_review(
@@ -64,10 +65,11 @@ def publish_review(
         client.log_artifact(version.run_id, str(page), FOLDER)
 
 
-def review_link(client: MlflowClient, run_id: str) -> str:
-    """Where MLflow's own pages show the review, relative to any of them."""
+def page_links(client: MlflowClient, run_id: str) -> dict[str, str]:
+    """Where MLflow's own pages show the review and the model card, relative to any of them."""
     experiment = client.get_run(run_id).info.experiment_id
-    return f"#/experiments/{experiment}/runs/{run_id}/artifacts/{REVIEW_FILE}"
+    artifacts = f"#/experiments/{experiment}/runs/{run_id}/artifacts"
+    return {"Review page": f"{artifacts}/{REVIEW_FILE}", "Model card": f"{artifacts}/{CARD_FILE}"}
 
 
 def fetch_review(params: Params, number: int, out: Path) -> Path:

@@ -136,6 +136,7 @@ def test_a_reviewer_reads_the_verdict_and_opens_the_review_page(site: Site, page
     expect = playwright.expect
     expect(page.get_by_text("@ challenger")).to_be_visible()
     expect(page.get_by_text("Staging")).to_be_visible()
+    expect(page.get_by_role("link", name="Model card")).to_be_visible()
     site.picture(page, "1-version")
     with page.context.expect_page() as opened:
         page.get_by_role("link", name=re.compile("review page", re.IGNORECASE)).click()

@@ -11,7 +11,7 @@ from registry_project import BETTER, Register, version_of
 from components.params import Params, UserError
 from components.registry.files import read_artifact_text
 from components.registry.gate import gate_version
-from components.registry.review import REVIEW_FILE, fetch_review, review_link
+from components.registry.review import REVIEW_FILE, fetch_review
 from components.registry.store import connect
 
 
@@ -49,6 +49,6 @@ def test_a_new_verdict_replaces_the_page(params: Params, challenger: int, tmp_pa
 
 def test_the_versions_page_links_to_it(params: Params, challenger: int) -> None:
     client, run_id = connect(params.registry), version_of(params, challenger).run_id
-    link = review_link(client, run_id)
-    assert link == f"#/experiments/{client.get_run(run_id).info.experiment_id}/runs/{run_id}/artifacts/{REVIEW_FILE}"
-    assert f"]({link})" in client.get_model_version(params.registry.model, str(challenger)).description
+    artifacts = f"#/experiments/{client.get_run(run_id).info.experiment_id}/runs/{run_id}/artifacts"
+    description = client.get_model_version(params.registry.model, str(challenger)).description
+    assert f"[Review page]({artifacts}/{REVIEW_FILE}) · [Model card]({artifacts}/card/card.html)" in description

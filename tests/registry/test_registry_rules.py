@@ -269,7 +269,7 @@ def test_every_failure_is_told_until_the_tag_is_full() -> None:
     assert verdict.reason.startswith("rule0: super auc_macro is ")
     assert verdict.reason.endswith("more rules fail: see gate.json.")
     assert len(verdict.reason) < 3000
-    assert len(describe(gate_of(rules), METRICS, {}, verdict, "#/review")) <= MOST
+    assert len(describe(gate_of(rules), METRICS, {}, verdict, {"Review page": "#/review"})) <= MOST
 
 
 def test_the_hash_of_the_rules_tells_one_gate_from_another() -> None:
