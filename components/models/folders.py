@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from components.params import UserError
 from components.storage import sha256
 
 MANIFEST = "manifest.json"
+HUB_VARIABLE = "ECG_HUB"
+# Bases that are fetched or built on this machine. What is served elsewhere than in the project names the place.
+HUB = Path(os.environ.get(HUB_VARIABLE) or "models/hub")
 
 
 def verify_folder(folder: Path) -> dict[str, Any]:

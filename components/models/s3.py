@@ -13,11 +13,11 @@ import os
 import shutil
 from pathlib import Path
 
-from components.models.folders import MANIFEST, verify_folder
+from components.models.folders import HUB, MANIFEST, verify_folder
 from components.params import UserError
 from components.storage import S3_SCHEME, explain_s3, fresh_folder, s3_client, s3_code, split_s3
 
-CACHE = Path("models/hub/s3")
+CACHE = HUB / "s3"
 READ = (".safetensors", ".json", ".txt", ".model", ".jinja", ".md")
 
 

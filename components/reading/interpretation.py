@@ -23,9 +23,11 @@ FLAGS = {
     "short-record": "The record is shorter than the ten seconds of a page.",
     "flat-lead": "A lead of the record is a flat line.",
     "unsure": "No finding stands out.",
+    "broken-answer": "The answer is empty or repeats itself.",
     "words-differ": "The answer says a normal ECG, the probability says otherwise.",
 }
 _SAYS_NORMAL = re.compile(r"(?<!not a )(?<!no )\bnormal ecg\b", re.IGNORECASE)
+_REPEATS = re.compile(r"\b(\w+)(?:\W+\1\b){3}")  # one word four times
 NOTICE = "Not a medical device: a research tool's reading, no diagnosis. Do not treat anyone by it."
 
 
@@ -100,6 +102,8 @@ def _flags(shown: Shown, probabilities: NDArray[np.float32], page_size: tuple[in
     flags += shown.flags
     if all(p < UNSURE[1] for p in probabilities) and any(p > UNSURE[0] for p in probabilities):
         flags.append("unsure")
+    if not answer or _REPEATS.search(answer):
+        flags.append("broken-answer")
     if _SAYS_NORMAL.search(answer) and probabilities[SUPERCLASSES.index("NORM")] < UNSURE[0]:
         flags.append("words-differ")
     return flags

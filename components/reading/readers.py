@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from components.models.adapters import quantization_of, verify_adapter
-from components.models.bases import load_base
+from components.models.bases import Base, load_base
+from components.models.folders import HUB, HUB_VARIABLE
 from components.models.precision import resolve, set_threads
 from components.models.switching import Adapters
 from components.params import UserError, nearest
@@ -53,8 +54,7 @@ class Readers:
             set_threads(self._threads)
             shelf = self._bases.get(key)
             if shelf is None:
-                base = load_base(str(manifest["base"]), manifest["revision"], quantization_of(folder))
-                shelf = _Shelf(Adapters(base), resolve(self._precision))
+                shelf = _Shelf(Adapters(_base_of(manifest, folder)), resolve(self._precision))
             shelf.adapters.load(name, folder)
             self._bases[key] = shelf
             self._base_of[name] = key
@@ -88,6 +88,17 @@ class Readers:
     def _check(self, name: str) -> None:
         if name not in self._base_of:
             raise UserError(f"adapter '{name}' is not loaded{nearest(name, self.names)}")
+
+
+def _base_of(manifest: dict[str, Any], folder: Path) -> Base:
+    try:
+        return load_base(str(manifest["base"]), manifest["revision"], quantization_of(folder))
+    except UserError as error:
+        raise UserError(
+            f"adapter {manifest['adapter_sha256'][:12]}: its base '{manifest['base']}' cannot be had here: {error} "
+            f"(looked for from {Path.cwd()}; bases fetched or built on a machine lie in {HUB.absolute()}: "
+            f"{HUB_VARIABLE} names another place)"
+        ) from error
 
 
 class _Shelf:
