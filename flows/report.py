@@ -105,6 +105,12 @@ def scores(report: Document, exam: str, metrics: Iterable[str]) -> list[Document
     ]
 
 
+def measured(report: Document, exam: str, metrics: Iterable[str]) -> list[str]:
+    """Those of `metrics` that some subject of `exam` was scored by."""
+    subjects = report["metrics"].get(exam, {}).values()
+    return [metric for metric in metrics if any(metric in named for named in subjects)]
+
+
 def exam_records(report: Document, exam: str) -> int:
     """How many test records the metrics of `exam` rest on; 0 where nothing was measured."""
     entries = [entry for named in report["metrics"][exam].values() for entry in named.values()]

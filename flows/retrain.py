@@ -135,5 +135,6 @@ def finish(stages: list[PrefectFuture[Outcome]]) -> None:
 def publish(answer: report.Document, params: Params) -> None:
     """Leave the report in Prefect, where whoever looks at the schedule looks."""
     create_markdown_artifact(report.markdown(answer), key="retrain-report")
-    rows = report.scores(answer, params.gate.primary_exam, show.METRICS)
-    create_table_artifact(rows, key="retrain-scores", description=f"Exam {params.gate.primary_exam}")
+    exam = params.gate.primary_exam
+    rows = report.scores(answer, exam, report.measured(answer, exam, show.METRICS))
+    create_table_artifact(rows, key="retrain-scores", description=f"Exam {exam}")

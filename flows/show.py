@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.recipes import Change
-from flows.report import Document, exam_records, figure, scores
+from flows.report import Document, exam_records, figure, measured, scores
 
 METRICS = {
     "auc_macro": "macro AUC",
@@ -60,10 +60,8 @@ def changes(changed: Sequence[Change]) -> None:
 
 def report(answer: Document) -> None:
     """The end of a retraining: who reads how well, what the gate said, what to do next."""
-    for exam, subjects in answer["metrics"].items():
-        told = {
-            metric: title for metric, title in METRICS.items() if any(metric in named for named in subjects.values())
-        }
+    for exam in answer["metrics"]:
+        told = {metric: METRICS[metric] for metric in measured(answer, exam, METRICS)}
         rows = [tuple(row.values()) for row in scores(answer, exam, told)]
         table(f"Exam '{exam}', {exam_records(answer, exam)} test records", ["", *told.values()], rows)
     _gate(answer)

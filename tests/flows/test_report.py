@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flows import show
-from flows.report import figure, headline, markdown, plain, scores
+from flows.report import figure, headline, markdown, measured, plain, scores
 
 ESTIMATE = {"value": 0.8312, "interval": [0.8, 0.86], "n": 250}
 
@@ -64,6 +64,7 @@ def test_scores_are_one_row_a_subject(answer: dict[str, Any]) -> None:
     assert rows[0] == {"subject": "base", "auc_macro": "0.831 [0.800, 0.860]", "f1_macro": "–"}
     assert [row["subject"] for row in rows] == ["base", "adapter"]
     assert scores(answer, "unknown", ["auc_macro"]) == []
+    assert measured(answer, "super", ["auc_macro", "f1_macro"]) == ["auc_macro"]
 
 
 def test_a_person_is_told_what_to_do_next(answer: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
