@@ -490,18 +490,18 @@ def _track(answer: CaseAnswer) -> str:
 
 
 def _words(review: Review, words: Mapping[str, Words]) -> str:
-    blocks = []
+    """The reports that were written of a page; where both wrote the same, once."""
+    writers: dict[Words, list[str]] = {}
     for side in review.sides:
-        if side.key not in words:
-            continue
-        said = words[side.key]
+        if side.key in words:
+            writers.setdefault(words[side.key], []).append(_short(side.title))
+    blocks = []
+    for said, names in writers.items():
         false, missed = (", ".join(_text(_label_title(one)) for one in labels) for labels in (said.false, said.missed))
-        lines = (f'<li class="wrong">✘ not true: {false}</li>' if false else "") + (
-            f"<li>not stated: {missed}</li>" if missed else ""
-        )
-        blocks.append(
-            f"<dt>{_text(_short(side.title))} writes</dt><dd>{_text(said.text) or '(nothing)'}<ul>{lines}</ul></dd>"
-        )
+        lines = f'<li class="wrong">✘ not true: {false}</li>' if false else ""
+        lines += f"<li>not stated: {missed}</li>" if missed else ""
+        who = f"{' and '.join(names)} {'writes' if len(names) == 1 else 'write the same'}"
+        blocks.append(f"<dt>{_text(who)}</dt><dd>{_text(said.text) or '(nothing)'}<ul>{lines}</ul></dd>")
     return f'<dl class="words">{"".join(blocks)}</dl>' if blocks else ""
 
 

@@ -298,6 +298,14 @@ def test_the_reports_words_are_shown_with_what_is_false(about, review, page):
     assert any(f"{how}: " in text for how in ("not true", "not stated"))
 
 
+def test_the_same_words_are_shown_once(review):
+    (case, *_) = (case for case in review.cases if len(case.words) == 2)
+    words = dict.fromkeys(case.words, case.words[CHALLENGER])
+    text = Document(render(dataclasses.replace(review, cases=(dataclasses.replace(case, words=words),)))).text
+    assert "champion 1 and challenger 2 write the same" in text
+    assert text.count(case.words[CHALLENGER].text) == 1
+
+
 @pytest.mark.parametrize("damage", ["absent", "none", "of another exam"])
 def test_without_the_pages_it_says_so(quick, exams, tmp_path, damage):
     told = quick | {"exams": exams}
