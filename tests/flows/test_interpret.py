@@ -39,6 +39,18 @@ def test_a_page_that_is_no_picture_is_named(params: Params, tmp_path: Path) -> N
         interpret_page(params, tmp_path / "nowhere.png", None, None)
 
 
+def test_a_record_that_is_none_and_a_question_too_long_are_refused(params: Params, page: Path, tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    record.write_text("{broken")
+    with pytest.raises(UserError, match=r"record\.json: is no JSON"):
+        interpret_page(params, record, None, None)
+    record.write_text('{"signal_uv": [[1, 2]], "sampling_rate_hz": 100}')
+    with pytest.raises(UserError, match=r"record\.json: signal_uv: found 1 leads, expected 12"):
+        interpret_page(params, record, None, None)
+    with pytest.raises(UserError, match="expected text of at most 500 characters"):
+        interpret_page(params, page, None, None, "why? " * 101)
+
+
 def test_without_champion_and_adapter_the_error_says_what_to_do(params: Params, page: Path) -> None:
     with pytest.raises(UserError, match="has no champion and models/adapter does not exist; make one: ecg retrain"):
         interpret_page(params, page, None, None)
