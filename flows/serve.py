@@ -88,7 +88,7 @@ class Desk:
 
         import uvicorn
 
-        from components.reading.server import build_app
+        from flows.server import build_app
 
         logging.getLogger("mlflow.models.utils").setLevel(logging.ERROR)  # it logs names that requests made up
         app: Any = build_app(self.model, self.adapters, hosts)

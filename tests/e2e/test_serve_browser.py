@@ -217,7 +217,7 @@ def test_programs_send_the_same_requests_as_to_mlflow(site: Site) -> None:
     for page in ("../record.json", "../mlruns/mlflow.db", "/etc/passwd", str(site.root / "params.yaml")):
         status, reply = post(site, {"page": page})
         assert (status, "no file of that name lies in the folder of pages" in reply["message"]) == (400, True)
-    for path in ("/docs", "/redoc", "/openapi.json", "/web/server.py", "/../params.yaml"):
+    for path in ("/docs", "/redoc", "/openapi.json", "/web/page.js", "/../params.yaml"):
         with pytest.raises(urllib.error.HTTPError) as error:
             urllib.request.urlopen(site.url + path, timeout=60)
         assert error.value.code == 404

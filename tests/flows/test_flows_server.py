@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from components.reading import server
-from components.reading.server import HEADERS, MAX_BODY_MB, WEB, Guard
+from flows import server
+from flows.server import HEADERS, MAX_BODY_MB, WEB, Guard
 
 JSON = {"content-type": "application/json"}
 Echo = Callable[[Any, Any, Any], Awaitable[None]]
