@@ -55,6 +55,24 @@ def test_a_rollback_returns_to_the_former_champion(project: Project, challenger:
     assert (newest["stage"], oldest["stage"], oldest["aliases"]) == ("Archived", "Production", ["champion"])
 
 
+def test_the_ledger_has_every_decision_and_shows_a_change(project: Project, challenger: dict) -> None:
+    answer = project.json("history", "--verify")
+    assert answer["findings"] == []
+    events = [entry["event"] for entry in answer["entries"]]
+    assert [events.count(name) for name in ("registered", "gated", "approved", "promoted", "rolled back")] == [
+        *(2, 2, 2, 2, 1)
+    ]
+    assert answer["entries"][-1]["why"] == "worse at night"
+    assert [entry["version"] for entry in project.json("history", "2")["entries"]] == [2, 2, 2, 2]
+    path = project.root / answer["ledger"] / answer["model"] / "00000003.json"
+    whole = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(whole.replace(b'"who":"Ada"', b'"who":"Eve"'))
+    assert "00000003.json was changed" in project.json("history", "--verify", code=1)["findings"][0]
+    assert "nothing is decided until it is mended" in project.ecg("decide", code=2).stderr
+    path.write_bytes(whole)
+
+
 def test_a_closed_gate_ends_well_unless_asked_otherwise(project: Project, challenger: dict) -> None:
     """Another seed is another adapter; no adapter is better than the base by 0.9."""
     strict = ["--set", "train.seed=1", "--set", "gate.rules.opens.by=0.9"]
