@@ -114,13 +114,18 @@ def no_orphans() -> Iterator[None]:
     finally:
         with _guard:
             left = list(_running)
-        for process in left:  # as ^C in a terminal: a stage tidies up its temporary files
+        _end(left)
+
+
+def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
+    for process in processes:  # as ^C in a terminal: a stage tidies up its temporary files
+        if process.poll() is None:
             os.killpg(process.pid, signal.SIGINT)
-        for process in left:
-            try:
-                process.wait(GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+    for process in processes:
+        try:
+            process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -161,7 +166,11 @@ def child(
         _running.add(process)
     try:
         with process:
-            yield process
+            try:
+                yield process
+            except BaseException:  # the block was left early, in the thread that runs the stage itself
+                _end([process])
+                raise
     finally:
         with _guard:
             _running.discard(process)
