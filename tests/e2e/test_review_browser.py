@@ -59,7 +59,7 @@ class Site:
         """Open a version's page anew."""
         page.goto("about:blank")
         page.goto(f"{self.url}/#/models/ecg-tiny/versions/{number}")
-        page.get_by_text(f"Version {number}", exact=True).first.wait_for(timeout=WAIT_MS)
+        page.get_by_text(f"Version {number}", exact=True).first.wait_for()
 
     def picture(self, page: playwright.Page, name: str) -> None:
         page.screenshot(path=self.pictures / f"{name}.png")
@@ -127,12 +127,14 @@ def browser() -> Iterator[playwright.Browser]:
 @pytest.fixture
 def page(browser: playwright.Browser) -> Iterator[playwright.Page]:
     with browser.new_context(viewport={"width": 1500, "height": 1050}) as context:
+        context.set_default_timeout(WAIT_MS)
+        playwright.expect.set_options(timeout=WAIT_MS)
         yield context.new_page()
 
 
 def test_a_reviewer_reads_the_verdict_and_opens_the_review_page(site: Site, page: playwright.Page) -> None:
     site.version_page(page, 2)
-    page.get_by_text("Gate PASSED").first.wait_for(timeout=WAIT_MS)
+    page.get_by_text("Gate PASSED").first.wait_for()
     expect = playwright.expect
     expect(page.get_by_text("@ challenger")).to_be_visible()
     expect(page.get_by_text("Staging")).to_be_visible()
@@ -143,7 +145,7 @@ def test_a_reviewer_reads_the_verdict_and_opens_the_review_page(site: Site, page
     run = opened.value
     run.set_viewport_size({"width": 1500, "height": 1050})
     review = run.frame_locator("iframe.mlflow-html-iframe")
-    review.locator("h1").wait_for(timeout=WAIT_MS)
+    review.locator("h1").wait_for()
     expect(review.locator("h1")).to_have_text("Should version 2 replace version 1?")
     expect(review.locator(".verdict")).to_contain_text("Gate passed")
     expect(review.locator(".case")).to_have_count(CASES)
@@ -237,16 +239,16 @@ def test_an_approval_typed_in_mlflow_moves_the_champion(site: Site, page: playwr
     row.locator("input, textarea").fill("approved")
     site.picture(page, "8-approving")
     row.get_by_test_id("editable-table-button-save").click()
-    playwright.expect(row).to_contain_text("approved", timeout=WAIT_MS)
+    playwright.expect(row).to_contain_text("approved")
     decisions = decided(site.project)
     assert [(one["version"], one["action"]) for one in decisions] == [(2, "promoted")]
     site.version_page(page, 2)
     expect = playwright.expect
-    expect(page.get_by_text("@ champion", exact=True)).to_be_visible(timeout=WAIT_MS)
+    expect(page.get_by_text("@ champion", exact=True)).to_be_visible()
     expect(page.get_by_text("Production")).to_be_visible()
     site.picture(page, "9-promoted")
     site.version_page(page, 1)
-    expect(page.get_by_text("@ previous-champion")).to_be_visible(timeout=WAIT_MS)
+    expect(page.get_by_text("@ previous-champion")).to_be_visible()
     expect(page.get_by_text("Archived")).to_be_visible()
     site.picture(page, "10-former-champion")
     newest, oldest = site.project.json("status")["versions"]
@@ -264,10 +266,10 @@ def add_tag(page: playwright.Page, name: str, value: str) -> None:
     page.get_by_test_id("tags-form-input-name").fill(name)
     page.get_by_test_id("tags-form-input-value").fill(value)
     page.get_by_test_id("add-tag-button").click()
-    playwright.expect(page.locator(f'tr[data-row-key="{name}"]')).to_contain_text(value, timeout=WAIT_MS)
+    playwright.expect(page.locator(f'tr[data-row-key="{name}"]')).to_contain_text(value)
 
 
-def decided(project: Project, seconds: float = 120) -> list[dict]:
+def decided(project: Project, seconds: float = 300) -> list[dict]:
     """Poll as the schedule does, until something has been decided."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
