@@ -122,6 +122,8 @@ class Desk:
                     why = f"a page sent to be read was refused: {kind}"
                     refuse(book, version, who="ecg serve", why=why, details={"kind": kind, "count": count})
         except UserError as error:
+            with self._lock:
+                self._refused.update(refused)  # for the next time
             _say(f"the ledger cannot be written: {error}")
 
     def _take(self, alias: str, version: Version) -> None:
