@@ -213,7 +213,7 @@ def measure(shape: str, method: str, batch_size: int, steps: int, rounds: int) -
         )
         hold_batchnorm(model)
         if name == "ours":
-            model = prepared(model, params.train.gradient_checkpointing)
+            model = prepared(model, params.train)
         model.train()
         trained = list(trained_parameters(model).values())
         optimizer = make_optimizer(params.train, trained) if name == "ours" else torch.optim.AdamW(trained, 1e-4)

@@ -147,6 +147,12 @@ class TrainParams:
     launch: LaunchParams
     prices: tuple[PriceRow, ...]
 
+    @property
+    def pages_in_a_look(self) -> int:
+        """Pages of the validation split scored at a time: without gradients, four parts fit where one trains."""
+        part = self.batch_size // (self.gradient_accumulation * self.launch.processes * self.launch.machines)
+        return max(1, min(32, 4 * part))
+
 
 @dataclass(frozen=True, slots=True)
 class BaselineParams:

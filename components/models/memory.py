@@ -35,7 +35,6 @@ HEAP = {"lora": 2.1, "qlora": 2.1, "partial": 1.45, "full": 1.45}
 DEEPSPEED_BUCKET = 500_000_000  # elements; its default for gradients, and again for gathered weights
 BLOCK_WEIGHTS = 64  # weights that share a quantisation constant (bitsandbytes' default)
 CONSTANTS_BLOCK = 256  # constants that share one, under double quantisation
-LOOK_PAGES = 32  # pages that the validation split is scored by at a time
 LOOK_QUESTIONS = 5
 LOOK_ROWS = 4  # of text
 
@@ -532,9 +531,9 @@ def _look(params: Params, config: Any, part: Part, precision: str, device: Devic
     longest = part.tokens * LOOK_QUESTIONS // max(LOOK_QUESTIONS, params.train.questions_per_page)
     asked = dataclasses.replace(
         part,
-        rows=LOOK_PAGES,
+        rows=params.train.pages_in_a_look,
         tokens=max(longest, image_tokens(config, part.height, part.width) + 2),
-        answer_tokens=LOOK_PAGES * LOOK_QUESTIONS,
+        answer_tokens=params.train.pages_in_a_look * LOOK_QUESTIONS,
     )
     return trace_step(config, params.train, asked, _traced_precision(precision, params.train, device), False)
 

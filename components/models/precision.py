@@ -45,7 +45,7 @@ def set_threads(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     # Filling every new tensor with NaN finds kernels that read what was never written; it costs 3 % of a step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def hold_batchnorm(model: Any) -> None:

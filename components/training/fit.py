@@ -22,7 +22,7 @@ from components.models.adapters import LOW_RANK, attach, save_adapter
 from components.models.bases import Base, load_base
 from components.models.chat import BlockEncoder, check_chat, tokenizer_of
 from components.models.precision import hold_batchnorm, resolve, set_threads
-from components.params import Params, load_params, to_dict
+from components.params import Params, TrainParams, load_params, to_dict
 from components.storage import fresh_folder, sources_sha256, write_text
 from components.training.batches import TrainingData
 from components.training.launch import check_launch, is_launched, run_launched
@@ -74,7 +74,7 @@ def fit_adapter(
     check_chat(base.processor, base.family)
     task = open_task(base)
     inputs = _inputs(params, base, task, precision)
-    model = prepared(attach(base.model, train), train.gradient_checkpointing)
+    model = prepared(attach(base.model, train), train)
     encoder = BlockEncoder(base.processor)
     share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), train.gradient_accumulation)
     parts = Parts(task.data, base.family, encoder, tokenizer_of(base.processor).pad_token_id, train, share)
@@ -170,15 +170,17 @@ def _weights_dtype(method: str, precision: str) -> str:
     return "bfloat16" if precision == "bf16" and torch.cuda.is_available() and method in LOW_RANK else "float32"
 
 
-def prepared(model: Any, gradient_checkpointing: bool) -> Any:
+def prepared(model: Any, train: TrainParams) -> Any:
     """The attached model as it trains: BatchNorm held, checkpointing, and its tower's fastest memory order."""
     import torch
 
     hold_batchnorm(model)
-    if gradient_checkpointing:
+    if train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         # Only the reentrant variant needs embeddings that require gradients: they put a frozen tower under autograd.
         model.disable_input_require_grads()
+    if train.launch.kind in ("zero2", "zero3"):
+        return model  # DeepSpeed sends weights as bytes in a row
     convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
     # One that only cuts a page into patches gains nothing by the order, and all behind it is copied.
     convolves = any(module.kernel_size > module.stride for module in convolutions)

@@ -66,7 +66,7 @@ def run_launched(launch: LaunchParams, module: str) -> int:
         signal.signal(signal.SIGTERM, before)
 
 
-def trainer_options(launch: LaunchParams, wrap: list[str]) -> dict[str, Any]:
+def trainer_options(launch: LaunchParams, wrap: list[str], precision: str) -> dict[str, Any]:
     """TrainingArguments of a launch; `wrap` names the classes of the blocks that FSDP shards one by one."""
     if launch.kind == "ddp":
         return {"ddp_find_unused_parameters": False, **_backend()}
@@ -81,7 +81,9 @@ def trainer_options(launch: LaunchParams, wrap: list[str]) -> dict[str, Any]:
                 f"train.launch.kind: '{launch.kind}' needs the package deepspeed, which is not installed; on a "
                 "machine with GPUs: pip install deepspeed"
             ) from error
-        return {"deepspeed": json.loads((CONFIGS / f"{launch.kind}.json").read_text())}
+        config = json.loads((CONFIGS / f"{launch.kind}.json").read_text())
+        config["bf16"] = {"enabled": precision == "bf16"}
+        return {"deepspeed": config, **_backend()}
     return {}
 
 

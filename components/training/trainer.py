@@ -94,7 +94,7 @@ class AdapterTrainer(Trainer):
     def __init__(
         self, model: Any, parts: Parts, look: Look, train: TrainParams, precision: str, folder: Path, wrap: list[str]
     ) -> None:
-        super().__init__(model=Answering(model, precision), args=_arguments(train, wrap))
+        super().__init__(model=Answering(model, precision), args=_arguments(train, wrap, precision))
         self.parts, self.look, self.recipe, self.folder, self.precision = parts, look, train, folder, precision
         self.history = History(look.metric)
         self.moved: tuple[int, int] = (0, 0)  # tokens and pages of the step under way
@@ -323,7 +323,7 @@ def whole_tensors(parameters: dict[str, Any]) -> dict[str, Any]:
     return {name: _whole(parameter).cpu() for name, parameter in parameters.items()}
 
 
-def _arguments(train: TrainParams, wrap: list[str]) -> TrainingArguments:
+def _arguments(train: TrainParams, wrap: list[str], precision: str) -> TrainingArguments:
     import tempfile
 
     return TrainingArguments(
@@ -345,7 +345,7 @@ def _arguments(train: TrainParams, wrap: list[str]) -> TrainingArguments:
         ignore_data_skip=True,
         use_cpu=not torch.cuda.is_available(),
         seed=train.seed,
-        **trainer_options(train.launch, wrap),
+        **trainer_options(train.launch, wrap, precision),
     )
 
 

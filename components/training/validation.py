@@ -35,7 +35,7 @@ class Validation(Protocol):
     name: str
     count: int
 
-    def look(self, model: Any, base: Any, encoder: BlockEncoder, batch_size: int = ...) -> float: ...
+    def look(self, model: Any, base: Any, encoder: BlockEncoder) -> float: ...
 
     def samples(self, count: int) -> list[Sample]: ...
 
@@ -55,8 +55,9 @@ class PageValidation:
         self.count = len(self.indices)
         self.truth = np.array([[s in present[i] for s in SUPERCLASSES] for i in self.indices], dtype=bool)
 
-    def look(self, model: Any, base: Any, encoder: BlockEncoder, batch_size: int = 32) -> float:
+    def look(self, model: Any, base: Any, encoder: BlockEncoder) -> float:
         """Macro AUC over the superclasses that have both classes in the split; NaN when none has."""
+        batch_size = self._params.train.pages_in_a_look
         questions = [superclass_question(superclass) for superclass in SUPERCLASSES]
         pad = base.processor.tokenizer.pad_token_id
         scores = []

@@ -71,4 +71,4 @@ def test_deepspeed_is_asked_for_by_name_where_it_is_missing(records, items, tmp_
         from components.training.launch import trainer_options
 
         with pytest.raises(UserError, match="needs the package deepspeed"):
-            trainer_options(replace(small_params().train.launch, kind="zero3"), [])
+            trainer_options(replace(small_params().train.launch, kind="zero3"), [], "fp32")
