@@ -38,7 +38,7 @@ test: install
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow --durations=10
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations=25
 
 clean:   # what a run makes; the registry (mlruns/), DVC's cache and .venv stay
 	rm -rf data/records data/items data/exams models/adapter models/page_cnn reports/card reports/curves
