@@ -25,7 +25,10 @@ def nothing_is_left(project: Project) -> Iterator[None]:
         (["--set", "train.steps=many"], "key 'train.steps' holds 'many' (str), expected a whole number"),
         (["--set", "train.steps"], "expected KEY=VALUE"),
         (["--set", "records.source_dir=elsewhere"], "records.source_dir: there is no folder elsewhere"),
-        (["--recipe", "ptbxl-tiny"], "records.source_dir: there is no folder data/ptb-xl"),
+        (
+            ["--set", "records.source=ptbxl", "--set", "records.source_dir=data/ptb-xl"],
+            "records.source_dir: there is no folder data/ptb-xl",
+        ),
         (
             ["--set", "model.base=ecg-tny"],
             "model.base: 'ecg-tny' is no shipped base (ecg-llama-tiny, ecg-smol, ecg-tiny",
