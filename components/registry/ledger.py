@@ -81,10 +81,14 @@ class Ledger:
         Raises:
             UserError: the chain or its end does not hold, or the place cannot be read.
         """
-        self._read_on()
+        advice = "nothing is decided until it is mended (docs/decisions.md)"
+        try:
+            self._read_on()
+        except UserError as error:
+            raise UserError(f"{error}; {advice}") from error
         findings = check_head(self._entries, self._head())
         if findings:
-            raise UserError(f"{self.address}: {findings[0]}; nothing is decided until it is mended (docs/decisions.md)")
+            raise UserError(f"{self.address}: {findings[0]}; {advice}")
         return tuple(self._entries)
 
     def record(

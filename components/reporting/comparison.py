@@ -190,7 +190,8 @@ def compare(
     sides = [Side(BASE, "base"), Side(CHALLENGER, f"challenger, version {version}")]
     why = "No version is champion yet."
     if champion is not None and champion_predictions is not None:
-        theirs = _in_groups(champion_predictions, frames[CHALLENGER])
+        sat = champion_predictions["exam"].isin(set(frames[CHALLENGER]["exam"]))  # it may have sat more
+        theirs = _in_groups(champion_predictions[sat], frames[CHALLENGER])
         why = _incomparable(theirs, frames[CHALLENGER], params.gate.primary_exam)
         if not why:
             frames[CHAMPION] = theirs
