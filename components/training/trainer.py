@@ -34,6 +34,7 @@ from components.training.schedule import warm_cosine
 
 BEST = "best."
 STATE_OF = "state."
+ZERO = ("zero2", "zero3")
 LOSSES_AVERAGED = 20  # steps in the mean that divergence is judged by
 
 
@@ -112,10 +113,10 @@ class AdapterTrainer(Trainer):
             self.add_callback(steps)
             self.train()
         if steps.stopped:
-            raise Stopped(
-                f"train: stopped at step {self.state.global_step} of {self.recipe.steps}; a checkpoint was written and "
-                "the next run goes on from it"
-            )
+            left = "a checkpoint was written and the next run goes on from it"
+            if self.recipe.launch.kind in ZERO:
+                left = f"'{self.recipe.launch.kind}' writes no checkpoints, so the next run starts anew"
+            raise Stopped(f"train: stopped at step {self.state.global_step} of {self.recipe.steps}; {left}")
         put(self.trained(), self.history.best)
         return self.history
 
@@ -264,6 +265,8 @@ class _Steps(TrainerCallback):
 
     def _save(self, step: int) -> None:
         trainer, history = self.trainer, self.trainer.history
+        if trainer.recipe.launch.kind in ZERO:
+            return  # its optimizer keeps the moments by flat partitions; half a checkpoint would be a lie
         tensors, keys = {}, set()
         for name, parameter in trainer.trained().items():
             tensors[f"model.{name}"] = _whole(parameter).contiguous()
