@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from flows.stage import changed_stages
 
 MINIMUM_FREE_BYTES = 2 * 1024**3
 REPORTS = "openi"  # records.source of the reports' own pipeline
+GPUS = "ECG_GPUS"  # so many accelerators a worker's machine is expected to have
+LEARNS = "train"  # the stage whose memory is estimated
 
 
 def check(params: Params) -> None:
@@ -54,6 +57,64 @@ def nothing_to_do(params: Params) -> Document | None:
     if version is None or verdict is None or not is_current(verdict, version, params.gate):
         return None
     return summarize("nothing-to-do", params, version.number, verdict)
+
+
+def decided(params: Params, lock_md5: str) -> Document | None:
+    """The version made from this dvc.lock and gated by today's rules, told from tags alone; None where there is none.
+
+    Keys: status (nothing-to-do), recipe, model, version, gate, reason.
+    """
+    from components.registry.gate import is_gated
+    from components.registry.store import connect
+    from components.registry.versions import find_registered
+
+    client = connect(params.registry)
+    version = find_registered(client, params.registry.model, lock_md5)
+    if version is None or not is_gated(client, version, params.gate):
+        return None
+    return {
+        "status": "nothing-to-do",
+        "recipe": params.recipe,
+        "model": version.model,
+        "version": version.number,
+        "gate": version.gate,
+        "reason": version.gate_reason,
+    }
+
+
+def check_worker(params: Params, stage: str) -> None:
+    """Whether this machine can run `stage`, before its data are pulled: accelerators, base, memory, disk.
+
+    Raises:
+        UserError: the first that it would fail on.
+    """
+    _check_gpus()
+    from components.models.doctor import MEND, diagnose
+
+    _check_disk(Path.cwd())
+    rows = diagnose(params, folder=Path.cwd()).rows
+    for row in rows:
+        # Only a training needs what the estimate is of.
+        if row.verdict == MEND and (stage == LEARNS or row.check in ("base", "configuration", "chat template")):
+            raise UserError(
+                f"this machine cannot run stage '{stage}': {row.check}: found {row.found}, expected {row.expected}"
+            )
+
+
+def _check_gpus() -> None:
+    expected = os.environ.get(GPUS, "0")
+    if not expected.isdecimal():
+        raise UserError(f"{GPUS}: found '{expected}', expected how many accelerators this machine has")
+    if expected == "0":
+        return
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found < int(expected):
+        raise UserError(
+            f"{GPUS}: this machine shows {found} accelerator(s), expected {expected}; look at its driver (nvidia-smi), "
+            "at the container's GPU limits, and that its image has torch for CUDA"
+        )
 
 
 def _check_source(params: Params) -> None:

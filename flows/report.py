@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ Document = dict[str, Any]
 LOCK = Path("dvc.lock")
 METRICS = Path("reports/metrics.json")
 DETAILS = ("per_class", "slices")
+PROPOSED = ("auc_macro", "f1_macro", "hamming_loss", "ece")  # what a pull request tells of the exam
 
 
 def summarize(status: str, params: Params, version: int, verdict: Verdict) -> Document:
@@ -83,6 +84,52 @@ def plain(tree: Any) -> Any:
     return tree
 
 
+def nothing_to_do(answer: Document, params: Params) -> str:
+    """What a run in a clone says that found no work."""
+    link = version_link(params, answer["version"])
+    name = f"{answer['model']} version {answer['version']}"
+    return (
+        f"# Nothing to do\n\nCode, params and data are those of {f'[{name}]({link})' if link else name}, whose gate "
+        f"{answer['gate']}: {answer['reason']}\n"
+    )
+
+
+def commit_message(params: Params, sources: Sequence[str]) -> str:
+    """The message of the commit that a run leaves on its branch."""
+    taken = "".join(f"\nNew data: {source}" for source in sources)
+    return (
+        f"Retraining of {params.recipe}\n\nparams.yaml and dvc.lock as they were made; data are in DVC's remote.{taken}"
+    )
+
+
+def pull_request(answer: Document, branch: str, commit: str) -> str:
+    """The text of a pull request for a run's branch: what changed for whom, and what the gate said."""
+    exam = next(iter(answer["metrics"]), None)
+    rows = "" if exam is None else _markdown_scores(answer, exam)
+    return (
+        f"{answer['model']} version {answer['version']}: gate {answer['gate']}\n\n"
+        f"`{branch}` at `{commit[:12]}`: params.yaml and dvc.lock of a retraining by recipe `{answer['recipe']}`.\n\n"
+        f"{rows}{answer['reason']}\n\n"
+        f"Merging it makes its dvc.lock the one to compare with; it promotes nothing. That is decided by an approval: "
+        f"`ecg review {answer['version']}`, then `ecg approve {answer['version']} --by NAME` or the tag `approval` in "
+        f"MLflow.\n"
+    )
+
+
+def _markdown_scores(answer: Document, exam: str) -> str:
+    told = measured(answer, exam, PROPOSED)
+    lines = [f"Exam `{exam}`, {exam_records(answer, exam)} test records\n", f"| | {' | '.join(told)} |"]
+    lines.append("|---" * (len(told) + 1) + "|")
+    lines += [f"| {' | '.join(str(cell) for cell in row.values())} |" for row in scores(answer, exam, told)]
+    return "\n".join(lines) + "\n\n"
+
+
+def version_link(params: Params, version: int) -> str | None:
+    """The version's page at the MLflow server; None where there is none."""
+    uri = params.registry.tracking_uri
+    return f"{uri.rstrip('/')}/#/models/{params.registry.model}/versions/{version}" if uri.startswith("http") else None
+
+
 def markdown(report: Document) -> str:
     """The report as a page for Prefect's UI."""
     rules = "\n".join(
@@ -130,7 +177,12 @@ def figure(estimate: Document | None) -> str:
 
 def lock_md5() -> str:
     """MD5 of dvc.lock: the name of all inputs and outputs together."""
-    return hashlib.md5(LOCK.read_bytes(), usedforsecurity=False).hexdigest()
+    return text_md5(LOCK.read_text())
+
+
+def text_md5(lock: str) -> str:
+    """The same of a dvc.lock that stands elsewhere."""
+    return hashlib.md5(lock.encode(), usedforsecurity=False).hexdigest()
 
 
 def data_md5() -> str:

@@ -2,53 +2,62 @@
 
 records → instruct, exams → train ∥ baseline → evaluate → card      (computed: DVC)
         → register → gate                                           (decided: MLflow)
+
+In place, as `ecg retrain` does it; or, deployed, in a clean clone, on a branch of its own, with some stages on other
+machines.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from uuid import UUID
 
-from prefect import flow, task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from components.params import Params
-from flows import preflight, project, recipes, report, show
+from flows import clone, preflight, project, recipes, report, show
+from flows.artifacts import StageProgress
 from flows.stage import Outcome, no_orphans, run_stage
 
 if TYPE_CHECKING:
     from components.registry.gate import Verdict
     from components.registry.register import Registered
 
-SECONDS_BETWEEN_ARTIFACTS = 5.0
 TWO_AT_ONCE = cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=2))  # train ∥ baseline
 
 
 @flow(name="retrain", task_runner=TWO_AT_ONCE, validate_parameters=False)
-def retrain(recipe: str | None = None, overrides: Sequence[str] = ()) -> report.Document:
-    """Bring the pipeline up to date under `recipe` (None: the one in force), register and gate the adapter.
+def retrain(
+    recipe: str | None = None, overrides: Sequence[str] = (), in_clone: bool = False, elsewhere: Sequence[str] = ()
+) -> report.Document:
+    """Bring the pipeline up to date, register the adapter and gate it; nothing to do is told in seconds.
 
     A stage that did not change is not run again, so a run that failed goes on where it stopped.
 
+    Args:
+        recipe: The recipe to put in force first, as ecg-tiny; empty: what params.yaml says.
+        overrides: Keys of params.yaml to change first, each as train.lora.rank=8.
+        in_clone: Work in a clean clone: new objects of the source are taken in, results go to DVC's remote and to a
+            branch retrain/DATE.
+        elsewhere: Stages that workers of the pool gpu run, as train and evaluate; only in a clone.
+
     Returns:
-        `flows.report.summarize`'s document.
+        `flows.report.summarize`'s document; of a clone where there was nothing to do, `flows.preflight.decided`'s.
 
     Raises:
         UserError: a check found what a user has to mend before a run can start.
         StageFailed: a stage ended with an error.
     """
     chosen = recipes.resolve(recipe, overrides)
+    if in_clone:
+        return _in_clone(chosen, elsewhere)
     params = chosen.params
     preflight.check(params)
     with project.alone():
@@ -65,13 +74,51 @@ def retrain(recipe: str | None = None, overrides: Sequence[str] = ()) -> report.
     return answer
 
 
-def make(params: Params) -> None:
+def _in_clone(chosen: recipes.Resolution, elsewhere: Sequence[str]) -> report.Document:
+    """The same where nothing is kept but what is pushed."""
+    params = chosen.params
+    clone.configure(params)
+    chosen.put_in_force()
+    look = clone.look()
+    if look.settled is not None:
+        done = preflight.decided(params, report.text_md5(look.settled.lock))
+        if done is not None:
+            create_markdown_artifact(report.nothing_to_do(done, params), key="retrain-report")
+            return done
+    with project.alone():
+        branch = clone.start(look.settled)
+        if look.settled is None:
+            clone.take_in(look.newer)
+        preflight.check(params)
+        make(params, Away(branch, frozenset(elsewhere)))
+        commit = clone.publish(branch, report.commit_message(params, look.newer))
+        registered = register(params)
+        verdict = gate(params, registered.version)
+    status = "registered" if registered.created else "nothing-to-do"
+    answer = report.summarize(status, params, registered.version, verdict)
+    publish(answer, params)
+    propose(answer, params, registered.run_id, branch, commit)
+    return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Away:
+    """A run in a clone: its branch, and the stages that other machines run."""
+
+    branch: str
+    stages: frozenset[str]
+
+
+def make(params: Params, away: Away | None = None) -> None:
     """Every stage in the order of dvc.yaml's graph, two at once where it allows."""
     tracking = {"ECG_TRACKING_URI": params.registry.tracking_uri, "ECG_EXPERIMENT": params.registry.experiment}
     with no_orphans(), show.StageProgress() as progress:
 
         def start(name: str, *earlier: PrefectFuture[Outcome]) -> PrefectFuture[Outcome]:
-            return stage.submit(name, progress, tracking, wait_for=earlier, return_state=False)
+            # What it needs is made, and is put where another machine finds it before anything runs beside it.
+            finish(list(earlier))
+            commit = clone.hand_over(away.branch) if away is not None and name in away.stages else None
+            return stage.submit(name, progress, tracking, away, commit, wait_for=earlier, return_state=False)
 
         records = start("records")
         items = start("instruct", records)
@@ -80,25 +127,35 @@ def make(params: Params) -> None:
         baseline = start("baseline", items, exams)
         answers = start("evaluate", adapter, baseline)
         card = start("card", answers)
-        finish([records, items, exams, adapter, baseline, answers, card])
+        finish([card])
 
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE)
-def stage(name: str, progress: show.StageProgress, tracking: dict[str, str]) -> Outcome:
-    """One stage of dvc.yaml in a process of its own, its progress on the terminal and as an artifact."""
-    artifact = cast(UUID, create_progress_artifact(0.0, key=f"stage-{name}", description=f"Stage {name}"))
-    updated = time.monotonic()
+def stage(
+    name: str, progress: show.StageProgress, tracking: dict[str, str], away: Away | None, commit: str | None
+) -> Outcome:
+    """One stage of dvc.yaml in a process of its own, its progress on the terminal and as an artifact.
 
-    def on_progress(label: str, done: int, total: int, note: str) -> None:
-        nonlocal updated
-        progress.advance(name, label, done, total, note)
-        if total and time.monotonic() - updated > SECONDS_BETWEEN_ARTIFACTS:
-            updated = time.monotonic()
-            update_progress_artifact(artifact, progress=100.0 * done / total)
-
+    One that was handed over at `commit` runs on another machine, and what it made is taken over from there.
+    """
     progress.start(name)
-    outcome = run_stage(name, on_progress, tracking)
-    update_progress_artifact(artifact, progress=100.0)
+    if away is None or commit is None:
+        artifact = StageProgress(name)
+
+        def on_progress(label: str, done: int, total: int, note: str) -> None:
+            progress.advance(name, label, done, total, note)
+            artifact(label, done, total, note)
+
+        outcome = run_stage(name, on_progress, tracking, options=() if away is None else ("--pull",))
+        artifact.finish()
+    else:
+        from flows.remote import Ask, run_remote
+
+        started = time.monotonic()
+        key = f"{name}-{clone.tree(commit)}"
+        run_remote(Ask(name, away.branch, commit, tracking, key), get_run_logger().info)
+        taken = run_stage(name, lambda *_: None, tracking, options=("--pull",), restore=True)
+        outcome = Outcome(name, taken.outcome, time.monotonic() - started)
     progress.finish(name, outcome.outcome, outcome.seconds)
     return outcome
 
@@ -138,3 +195,15 @@ def publish(answer: report.Document, params: Params) -> None:
     exam = params.gate.primary_exam
     rows = report.scores(answer, exam, report.measured(answer, exam, show.METRICS))
     create_table_artifact(rows, key="retrain-scores", description=f"Exam {exam}")
+
+
+def propose(answer: report.Document, params: Params, run_id: str, branch: str, commit: str) -> None:
+    """Write the text of a pull request for the branch, kept with the version too, and the link to the version."""
+    from components.registry.store import connect
+
+    text = report.pull_request(answer, branch, commit)
+    create_markdown_artifact(text, key="pull-request", description=f"For merging {branch}")
+    link = report.version_link(params, answer["version"])
+    if link is not None:
+        create_link_artifact(link, key="mlflow-version", link_text=f"{answer['model']} version {answer['version']}")
+    connect(params.registry).log_text(run_id, text, "pull-request.md")

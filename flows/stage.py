@@ -22,7 +22,10 @@ from flows.project import environment
 
 LOGS = Path("logs")
 TAIL_LINES = 25
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 60.0  # a training finishes its step and writes a checkpoint
+INTERRUPTED = "was interrupted; it goes on from its last checkpoint"
+NOT_THERE = "what another machine made is not in DVC's remote; look at its run, and whether both use the same remote"
+STOPPED = re.compile(r"exited with 75\b")  # EX_TEMPFAIL: what a training says that was asked to stop
 
 OnProgress = Callable[[str, int, int, str], None]  # label, done, total, note
 
@@ -56,6 +59,7 @@ def run_stage(
     folder: Path | None = None,
     logs: Path = LOGS,
     options: Sequence[str] = (),
+    restore: bool = False,
 ) -> Outcome:
     """Bring stage `name` up to date (`dvc repro --single-item`), calling `on_progress` as it works.
 
@@ -66,6 +70,7 @@ def run_stage(
         folder: the project, where it is not the working directory.
         logs: its whole output goes to NAME.log there.
         options: more of `dvc repro`.
+        restore: only take over what another machine made; a stage that would run here is an error.
 
     Raises:
         StageFailed: the stage failed; what it had made before stays, so a rerun goes on from there.
@@ -76,7 +81,7 @@ def run_stage(
     outcome = "made"
     with (
         (logs / f"{name}.log").open("w") as log,
-        child(dvc("repro", "--single-item", *options, name), settings or {}, folder) as process,
+        child(dvc("--wait-for-lock", "repro", "--single-item", *options, name), settings or {}, folder) as process,
     ):
         assert process.stdout is not None
         for line in process.stdout:
@@ -89,6 +94,8 @@ def run_stage(
                 outcome = "restored"
             elif "didn't change, skipping" in line:
                 outcome = "unchanged"
+            elif restore and line.startswith(f"Running stage '{name}'"):
+                raise StageFailed(name, NOT_THERE, users_error=False)
     if process.returncode != 0:
         raise failure(name, process.returncode, list(lines), logs / f"{name}.log")
     return Outcome(name, outcome, time.monotonic() - started)
@@ -186,6 +193,8 @@ def failure(stage: str, code: int, lines: list[str], log: Path) -> StageFailed:
     text = "\n".join(line for line in lines if not PLAIN_LINE.match(line))
     if found := _USER_ERROR.search(text):
         return StageFailed(stage, found[1].strip(), users_error=True)
+    if STOPPED.search(text):
+        return StageFailed(stage, INTERRUPTED, users_error=False)
     end = f"was ended by signal {-code}" if code < 0 else "failed"
     tail = "\n".join(re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()[-TAIL_LINES:])
     return StageFailed(stage, f"{end}; its last lines (all of them: {log}):\n{tail}", False)

@@ -55,7 +55,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from mlflow import MlflowClient
 
-__all__ = ["VERDICT_FILE", "Champion", "Verdict", "gate_version", "judge", "standing_verdict"]
+__all__ = ["VERDICT_FILE", "Champion", "Verdict", "gate_version", "is_gated", "judge", "standing_verdict"]
+
+RULES_TAG = "gate_rules_sha256"  # of a version's run: the rules its verdict was reached by
 
 
 def gate_version(params: Params, number: int, root: Path = Path()) -> Verdict:
@@ -134,6 +136,17 @@ def is_current(verdict: Verdict, version: Version, rules: GateParams) -> bool:
     return version.promoted_at is not None or verdict.rules_sha256 == rules_sha256(rules)
 
 
+def is_gated(client: MlflowClient, version: Version, rules: GateParams) -> bool:
+    """Whether `version` has a verdict by these rules, as far as tags tell: enough to know that nothing is to be done.
+
+    Reads no artifact; what is decided on a verdict is decided on `standing_verdict`.
+    """
+    if version.gate not in (PASSED, FAILED) or "gate_sha256" not in version.tags:
+        return False
+    tags = client.get_run(version.run_id).data.tags
+    return version.promoted_at is not None or tags.get(RULES_TAG) == rules_sha256(rules)
+
+
 def _champion(client: MlflowClient, params: Params, version: Version, number: int, root: Path) -> Champion:
     champion = read_version(client, version.model, number)
     if champion.exam_sha256 == version.exam_sha256:
@@ -191,6 +204,7 @@ def _write_verdict(
     model, number = version.model, str(version.number)
     text = json.dumps(dataclasses.asdict(verdict), indent=1)
     client.log_text(version.run_id, text, VERDICT_FILE)
+    client.set_tag(version.run_id, RULES_TAG, verdict.rules_sha256)
     page = describe(params.gate, metrics, version.tags, verdict, page_links(client, version.run_id))
     client.update_model_version(model, number, page)
     record_verdict(client, params, version, text.encode(), verdict.passed, verdict.reason, verdict.champion)
