@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -34,6 +34,7 @@ MISSING = "mind the prefix, or put it there again"
 
 _WRITES = ("PutObject", "CreateMultipartUpload", "CopyObject")
 _FULL = ("XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "InsufficientStorage", "QuotaExceeded", "507")
+_SKEWED = ("RequestTimeTooSkewed", "RequestInTheFuture", "RequestExpired")
 _DENIED = ("AccessDenied", "AllAccessDisabled", "AccountProblem", "403")
 _ELSEWHERE = (
     *("PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"),
@@ -217,86 +218,64 @@ def explain_s3(error: Exception, bucket: str, object_key: str, missing: str = MI
 
 def _explain_answer(error: Any, bucket: str, object_key: str, missing: str) -> str:
     """S3 answered, and it was no."""
-    code, status = s3_code(error), _status(error)
+    code, status, where = s3_code(error), _status(error), _where()
     says = str(error.response.get("Error", {}).get("Message") or "no more")
-    known: list[tuple[tuple[str, ...], Callable[[], str]]] = [
-        (
-            ("NoSuchBucket",),
-            lambda: (
-                f"there is no bucket '{bucket}' at {_where()}; expected one that exists: mind its name and "
-                f"AWS_ENDPOINT_URL, or make it with: ecg team bucket {bucket}"
-            ),
-        ),
-        (("NoSuchKey", "404"), lambda: _explain_missing(bucket, object_key, missing)),
-        (_DENIED, lambda: _explain_denial(error, bucket, object_key, says)),
-        (
-            ("InvalidAccessKeyId",),
-            lambda: (
-                f"{_where()} does not know {_who()}; expected one that was made there: look at AWS_ACCESS_KEY_ID, the "
-                "profile (AWS_PROFILE) and AWS_ENDPOINT_URL"
-            ),
-        ),
-        (
-            ("SignatureDoesNotMatch",),
-            lambda: f"the secret does not belong to {_who()}; set its own as AWS_SECRET_ACCESS_KEY or in the profile",
-        ),
-        (("RequestTimeTooSkewed", "RequestInTheFuture", "RequestExpired"), lambda: _explain_skew(error)),
-        (_EXPIRED, lambda: f"the temporary credentials of {_who()} have run out ({code}: {says}); get new ones"),
-        (_ELSEWHERE, lambda: _explain_region(error, bucket, says)),
-        (
-            _FULL,
-            lambda: f"{_where()} is full ({code}: {says}); expected room for more: delete there, or raise the quota",
-        ),
-        (
-            ("InvalidBucketName",),
-            lambda: f"found bucket '{bucket}', expected 3 to 63 small letters, digits, '-' and '.'",
-        ),
-        (
-            ("BucketAlreadyExists",),
-            lambda: f"the name '{bucket}' is taken by another account of {_where()}; choose another",
-        ),
-        (
-            ("InvalidBucketState", "ObjectLockConfigurationNotFoundError"),
-            lambda: (
-                f"bucket '{bucket}' is there without object lock ({says}); expected one made with it, as it cannot be "
-                "added to every server's buckets later: choose another name"
-            ),
-        ),
-        (
-            _CHANGED_ON_THE_WAY,
-            lambda: f"the bytes of '{object_key}' were changed on the way ({code}: {says}); try again",
-        ),
-        (
-            _CHECKSUMS_UNKNOWN,
-            lambda: (
-                f"{_where()} cannot do what was asked ({code}: {says}); a server that does not know checksums behind "
-                "the body needs AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
-            ),
-        ),
-    ]
-    if status in (400, 403) and abs(_skew(error) or 0.0) > SKEW_SECONDS:  # some servers only deny
+    if "html" in _headers(error).get("content-type", ""):
+        return (
+            f"{where} answers {status} with a web page, as S3 does not: correct AWS_ENDPOINT_URL, or wait if a proxy "
+            "before it says that it is away"
+        )
+    if code in _SKEWED or (status in (400, 403) and abs(_skew(error) or 0.0) > SKEW_SECONDS):  # some only deny
         return _explain_skew(error)
-    for codes, explain in known:
-        if code in codes:
-            return explain()
     if code.startswith("KMS.") or "kms:" in says.lower():
         return _explain_kms(code, says)
+    if code in _DENIED:
+        return _explain_denial(error, bucket, object_key, says)
+    if code in _ELSEWHERE:
+        return _explain_region(error, bucket, says)
+    if code in _EXPIRED:
+        return f"the temporary credentials of {_who()} have run out ({code}: {says}); get new ones"
+    if code in _FULL:
+        return f"{where} is full ({code}: {says}); expected room for more: delete there, or raise the quota"
+    if code in _CHANGED_ON_THE_WAY:
+        return f"the bytes of '{object_key}' were changed on the way ({code}: {says}); try again"
+    if code in _CHECKSUMS_UNKNOWN:
+        return (
+            f"{where} cannot do what was asked ({code}: {says}); a server that does not know checksums behind the body "
+            "needs AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
+        )
+    match code:
+        case "NoSuchKey" | "404" if object_key:
+            return f"there is no '{object_key}' in bucket '{bucket}'; {missing}"
+        case "NoSuchBucket" | "404":
+            return (
+                f"there is no bucket '{bucket}' at {where}; expected one that exists: mind its name and "
+                f"AWS_ENDPOINT_URL, or make it with: ecg team bucket {bucket}"
+            )
+        case "InvalidBucketName":
+            return f"found bucket '{bucket}', expected 3 to 63 small letters, digits, '-' and '.'"
+        case "BucketAlreadyExists":
+            return f"the name '{bucket}' is taken by another account of {where}; choose another"
+        case "InvalidBucketState" | "ObjectLockConfigurationNotFoundError":
+            return (
+                f"bucket '{bucket}' is there without object lock ({says}); expected one made with it, as it cannot be "
+                "added to every server's buckets later: choose another name"
+            )
+        case "InvalidAccessKeyId":
+            return (
+                f"{where} does not know {_who()}; expected one that was made there: look at AWS_ACCESS_KEY_ID, the "
+                "profile (AWS_PROFILE) and AWS_ENDPOINT_URL"
+            )
+        case "SignatureDoesNotMatch":
+            return f"the secret does not belong to {_who()}; set its own as AWS_SECRET_ACCESS_KEY or in the profile"
     if status >= 500 or status == 429 or code == "SlowDown":
         tries = int(error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)) + 1
-        return f"{_where()} answers {status} {code} ({says}) after {tries} attempts; wait, and do it again"
-    return f"{_where()} answers {status} {code} ({says}) to {error.operation_name} of '{bucket}/{object_key}'"
-
-
-def _explain_missing(bucket: str, object_key: str, missing: str) -> str:
-    if not object_key:
-        return f"there is no bucket '{bucket}' at {_where()}; mind its name and AWS_ENDPOINT_URL"
-    return f"there is no '{object_key}' in bucket '{bucket}'; {missing}"
+        return f"{where} answers {status} {code} ({says}) after {tries} attempts; wait, and do it again"
+    return f"{where} answers {status} {code} ({says}) to {error.operation_name} of '{bucket}/{object_key}'"
 
 
 def _explain_denial(error: Any, bucket: str, object_key: str, says: str) -> str:
     """Amazon names action and resource in its message; of other servers they are told by what was asked."""
-    if "kms:" in says.lower():
-        return _explain_kms("AccessDenied", says)
     named = re.search(r"perform: (\S+) on resource: \"?([^\s\"]+)", says)
     operation = _ACTIONS.get(error.operation_name, error.operation_name)
     whole = any(part in operation for part in _OF_THE_BUCKET)
@@ -334,9 +313,8 @@ def _explain_skew(error: Any) -> str:
 
 def _skew(error: Any) -> float | None:
     """By how many seconds this machine's clock is ahead of that of the server, which dates its answers."""
-    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     try:
-        there = parsedate_to_datetime(headers["date"])
+        there = parsedate_to_datetime(_headers(error)["date"])
     except (KeyError, ValueError):
         return None
     return (_now() - there).total_seconds()
@@ -348,8 +326,7 @@ def _now() -> datetime:
 
 def _explain_region(error: Any, bucket: str, says: str) -> str:
     details = error.response.get("Error", {})
-    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    region = headers.get("x-amz-bucket-region") or details.get("Region")
+    region = _headers(error).get("x-amz-bucket-region") or details.get("Region")
     mine = settings().region or "not set"
     if not region:
         return f"bucket '{bucket}' is in another region ({says}); AWS_REGION is {mine}: set the bucket's"
@@ -415,6 +392,11 @@ def _who() -> str:
 
 def _status(error: Any) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _headers(error: Any) -> dict[str, str]:
+    found: dict[str, str] = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    return found
 
 
 def _cause(error: Exception) -> Exception:
