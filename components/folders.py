@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 from components.params import UserError
-from components.s3 import SCHEME, s3_client, split_s3, told, transfer_config
+from components.s3 import SCHEME, s3_client, s3_code, split_s3, told, transfer_config
 from components.storage import fresh_folder
 
 DELETED_AT_ONCE = 1000  # keys in one request
+NO_UPLOADS = ("NoSuchUpload", "NotImplemented", "501")  # how servers say that none are under way
 
 
 class Folders(Protocol):
@@ -131,13 +132,19 @@ class S3Folders:
 
     def sweep(self) -> None:
         self.remove(name for name, files in self._folders().items() if self.seal not in files)
+        from botocore.exceptions import ClientError
+
         uploads = self._client.get_paginator("list_multipart_uploads")
         with self._told(self.prefix):  # parts of an upload that a kill cut off: they cost room and are in no listing
-            for page in uploads.paginate(Bucket=self.bucket, Prefix=self.prefix):
-                for found in page.get("Uploads", ()):
-                    self._client.abort_multipart_upload(
-                        Bucket=self.bucket, Key=found["Key"], UploadId=found["UploadId"]
-                    )
+            try:
+                for page in uploads.paginate(Bucket=self.bucket, Prefix=self.prefix):
+                    for found in page.get("Uploads", ()):
+                        self._client.abort_multipart_upload(
+                            Bucket=self.bucket, Key=found["Key"], UploadId=found["UploadId"]
+                        )
+            except ClientError as error:
+                if s3_code(error) not in NO_UPLOADS:
+                    raise
 
     def _folders(self, below: str = "") -> dict[str, list[str]]:
         """Each folder's files; what lies deeper or higher than a file of a folder is not ours."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import socket
 import subprocess
 import sys
@@ -33,6 +35,18 @@ def use(monkeypatch: Any, url: str, **more: str) -> None:
         monkeypatch.delenv(name, raising=False)
     for name, value in {**ENVIRONMENT, "AWS_ENDPOINT_URL": url, **more}.items():
         monkeypatch.setenv(name, value)
+
+
+def client() -> Any:
+    """components.s3.s3_client, one for each environment: making one takes longer than what a test does with it."""
+    return _client(tuple(sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "ECG_")))))
+
+
+@functools.cache
+def _client(environment: tuple[tuple[str, str], ...]) -> Any:
+    from components.s3 import s3_client
+
+    return s3_client()
 
 
 @contextmanager

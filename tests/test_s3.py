@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterator
 from datetime import timedelta
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from s3_servers import Front, error, front, moto, rclone, self_signed, use
+from s3_servers import Front, client, error, front, moto, rclone, self_signed, use
 
 from components import s3
 from components.params import UserError
@@ -37,16 +36,6 @@ def moto_url() -> Iterator[str]:
 def failing() -> Iterator[Front]:
     with front() as found:
         yield found
-
-
-def client() -> Any:
-    return cached_client(tuple(sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "ECG_")))))
-
-
-@functools.cache
-def cached_client(environment: tuple[tuple[str, str], ...]) -> Any:
-    """One for each environment: to make one takes longer than all that a test does with it."""
-    return s3_client()
 
 
 def said(operation: Any, kind: type[UserError] = UserError) -> str:
@@ -158,6 +147,11 @@ def test_what_is_no_s3_is_told(failing: Front, monkeypatch: pytest.MonkeyPatch) 
     failing.judge = lambda method, path: (200, {"Content-Type": "text/html"}, b"<html><p>Welcome</html>")
     told_so = said(lambda c: c.list_objects_v2(Bucket="bucket"), Unavailable)
     assert "answers 500 with a web page, as S3 does not: correct AWS_ENDPOINT_URL" in told_so
+
+
+def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, "http://127.0.0.1:9")
+    found = said(put, Unavailable)
     assert "http://127.0.0.1:9 cannot be reached ([Errno 111] Connection refused); look at AWS_ENDPOINT_URL" in found
 
 

@@ -139,7 +139,7 @@ def _read(folder: Path) -> Checkpoint | None:
         state = json.loads((folder / STATE).read_text())
         whole = state.pop("state_sha256") == _state_sha256(state) and sha256(folder / TENSORS) == state["sha256"]
         return Checkpoint(state["step"], load_file(folder / TENSORS), state) if whole else None
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
