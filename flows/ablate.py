@@ -171,7 +171,8 @@ def _run(one: Experiment, place: replica.Replica) -> str:
     folder = LOGS / "ablation"
     folder.mkdir(parents=True, exist_ok=True)
     # Checkpoints outlive the replica's state, and are found by the hash of a training's inputs.
-    checkpoints = {"ECG_CHECKPOINTS": str(Path(os.environ.get("ECG_CHECKPOINTS", ".checkpoints")).resolve())}
+    kept = os.environ.get("ECG_CHECKPOINTS") or ".checkpoints"
+    checkpoints = {"ECG_CHECKPOINTS": kept if "://" in kept else str(Path(kept).resolve())}
     command = dvc("exp", "run", "--name", one.name, "--message", f"Ablation {one.name}", LAST)
     log_file = folder / f"{one.name}.log"
     lines: deque[str] = deque(maxlen=400)

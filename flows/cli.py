@@ -10,6 +10,7 @@ import dataclasses
 import getpass
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -669,6 +670,29 @@ def bucket(
 
     def tell(answer: Document) -> None:
         print(f"{answer['bucket']}: {'made' if answer['created'] else 'was there'}")
+
+    _answer(as_json, work, tell)
+
+
+@team_app.command()
+def remote(
+    address: Annotated[str, typer.Argument(metavar="s3://BUCKET/PREFIX", help="Where DVC keeps the data.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Leave the default remote that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Try a place in S3, make it DVC's default remote, and say what MLflow's server has to know (docs/storage.md)."""
+
+    def work() -> Document:
+        from flows.remote import set_remote
+
+        return set_remote(address, replace)
+
+    def tell(answer: Document) -> None:
+        print(f"{answer['address']}: listed, written, read back and deleted; {answer['encryption']}")
+        print(f"{answer['config']}: remote '{answer['remote']}' is the default; commit it")
+        print("MLflow's server, and a shell for dvc by hand, need:")
+        for name, value in answer["environment"].items():
+            print(f"  {name}={shlex.quote(value)}")
 
     _answer(as_json, work, tell)
 

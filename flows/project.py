@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from components.params import UserError
+from components.s3 import shared_environment
 
 PIPELINE_FILE = Path("dvc.yaml")
 LOCK = Path("logs/retrain.lock")
@@ -73,6 +74,7 @@ def environment() -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": "1",  # two stages share the machine; torch takes its own number from params
         **os.environ,
+        **shared_environment(),  # DVC speaks to S3 as we do
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
         "DVC_NO_ANALYTICS": "1",

@@ -1,143 +1,139 @@
-"""A stage on another machine: the flow `stage` that a worker of the pool `gpu` runs, and the wait for it.
+"""DVC's remote in S3: tried, then written to .dvc/config with the settings that the project's own client has.
 
-What travels through Prefect is the stage's name and a commit; data go through DVC's remote. A worker that dies takes
-nothing with it: its run is given up as Crashed (flows/deploy.py), and asked for again; training goes on from its
-last checkpoint ($ECG_CHECKPOINTS), on whichever machine is next.
+Neither an endpoint nor a key is written there: DVC finds AWS_ENDPOINT_URL, keys, profiles and roles as boto3 does.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+import json
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from prefect import flow
-from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound
-
-from components.params import UserError, load_params
-from flows import clone, preflight
-from flows.artifacts import StageProgress, patient
+from components.params import UserError
+from components.s3 import CONNECT_SECONDS, READ_SECONDS, s3_client, settings, shared_environment, split_s3, told
+from flows.project import environment
 from flows.report import Document
-from flows.stage import INTERRUPTED, StageFailed, no_orphans, run_stage
+from flows.stage import dvc
 
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    from prefect.client.schemas.objects import FlowRun, State
-
-DEPLOYMENT = "stage/stage"
-TRIES = 5  # runs of one stage that may end without its fault
-SECONDS_BETWEEN_LOOKS = 2.0
-REMARK_SECONDS = 600.0  # between remarks that no worker has come yet
-
-OnNews = Callable[[str], None]
+CONFIG = ".dvc/config"
+NAME = "team"
 
 
-@flow(name="stage")
-def stage(name: str, branch: str, commit: str, tracking: dict[str, str] | None = None) -> Document:
-    """Bring one stage of the pipeline up to date on this worker, and push what it made. Started by `retrain`.
+def set_remote(address: str, replace: bool = False) -> Document:
+    """Make `address` DVC's default remote, once it has been listed, written, read back and deleted in.
 
     Args:
-        name: A stage of dvc.yaml, as train or evaluate.
-        branch: The branch of the run that asks.
-        commit: Its last commit, which names code, params.yaml and data.
-        tracking: What the stage needs to know to show itself in MLflow.
+        address: s3://BUCKET/PREFIX.
+        replace: leave another remote that is the default now.
 
     Raises:
-        UserError: the branch has moved on, or this machine lacks what the stage needs.
-        StageFailed: the stage ended with an error.
+        UserError: the address is none, S3 refuses, or there is another default remote.
     """
-    clone.check_out(branch, commit)
-    params = load_params()
-    clone.configure(params)
-    preflight.check_worker(params, name)
-    progress = StageProgress(name)
-    with no_orphans():
-        outcome = run_stage(name, progress, tracking or {}, options=("--pull",))
-    if clone.has_remote():
-        clone.push_stage(name)
-    progress.finish()
-    return {"stage": outcome.stage, "outcome": outcome.outcome, "seconds": round(outcome.seconds, 1)}
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A stage asked for at a commit. `key` is the same for the same inputs: who asks again joins the run there is."""
-
-    name: str
-    branch: str
-    commit: str
-    tracking: dict[str, str]
-    key: str
-
-
-def run_remote(ask: Ask, on_news: OnNews) -> None:
-    """Have a worker run a stage, and wait; again where its worker died.
-
-    Raises:
-        StageFailed: the stage failed, or was interrupted `TRIES` times.
-    """
-    for name, state in ends(ask, on_news):
-        if state.is_completed():
-            return
-        told = state.message or ""
-        if state.is_crashed() or INTERRUPTED in told:
-            on_news(f"{ask.name}: run '{name}' was lost ({told[:200]}); asked for again")
-            continue
-        raise StageFailed(ask.name, f"run '{name}' on a worker {state.type.value}: {told}", "UserError" in told)
-    raise StageFailed(
-        ask.name,
-        f"its worker was lost {TRIES} times; look at the runs of {DEPLOYMENT} in Prefect, and whether the machines of "
-        "its pool have what the stage needs",
-        users_error=False,
-    )
-
-
-def ends(ask: Ask, on_news: OnNews) -> Iterator[tuple[str, State[Any]]]:
-    """How the runs of one ask ended, each made when the one before was not enough: names and final states."""
-    made, number = 0, 0
-    while made < TRIES:
-        number += 1
-        key = f"{ask.key}-{number}"
-        run = patient(partial(_submit, ask, key))
-        if run.state is not None and run.state.is_final() and not run.state.is_completed():
-            continue  # it had ended before it was asked for here: somebody else's try
-        made += 1
-        yield run.name, _wait(run, on_news)
-
-
-def _submit(ask: Ask, key: str) -> FlowRun:
-    parameters = {"name": ask.name, "branch": ask.branch, "commit": ask.commit, "tracking": ask.tracking}
-    name = f"{ask.name} of {ask.branch.rpartition('/')[2]}"
-    try:
-        run = run_deployment(DEPLOYMENT, parameters=parameters, timeout=0, idempotency_key=key, flow_run_name=name)
-    except ObjectNotFound as error:
+    bucket, prefix = split_s3(address, "ADDRESS")
+    address = f"s3://{bucket}/{prefix}"
+    known, default = _remotes()
+    if not replace and default not in (None, NAME):
+        raise UserError(f"{CONFIG}: the default remote is '{default}', expected none; leave it with --replace")
+    if not replace and known.get(NAME, address) != address:
         raise UserError(
-            f"Prefect has no deployment '{DEPLOYMENT}', which runs stages on other machines; run: ecg deploy"
-        ) from error
-    return cast("FlowRun", run)
+            f"{CONFIG}: remote '{NAME}' is {known[NAME]}, expected {address}; what is there is not moved: push it "
+            "again, and say --replace"
+        )
+    found = settings()
+    encryption = probe(bucket, prefix, f"ADDRESS: '{address}'")
+    _dvc("remote", "add", "--default", "--force", NAME, address)
+    wanted = {"connect_timeout": str(CONNECT_SECONDS), "read_timeout": str(READ_SECONDS)}
+    if found.kms_key:
+        wanted |= {"sse": "aws:kms", "sse_kms_key_id": found.kms_key}
+    for key, value in wanted.items():
+        _dvc("remote", "modify", NAME, key, value)
+    return {
+        "address": address,
+        "remote": NAME,
+        "config": CONFIG,
+        "encryption": encryption,
+        "environment": server_environment(),
+    }
 
 
-def _wait(run: FlowRun, on_news: OnNews) -> State[Any]:
-    """The final state of a run; says now and then what it waits for."""
-    remarked, shown = time.monotonic(), ""
-    while True:
-        state = patient(partial(_state, run.id))
-        if state is not None and state.is_final():
-            return state
-        name = "not there yet" if state is None else str(state.name)
-        if name != shown or time.monotonic() - remarked > REMARK_SECONDS:
-            shown, remarked = name, time.monotonic()
-            waits = "" if state is not None and state.is_running() else ": it waits for a worker"
-            on_news(f"run '{run.name}' is {name}{waits}")
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+def server_environment() -> dict[str, str]:
+    """What another program that speaks to S3 has to find in its environment, beside keys, to do it as we do."""
+    found = settings()
+    needed = {} if found.endpoint is None else {"AWS_ENDPOINT_URL": found.endpoint}
+    needed |= {**shared_environment({}), **shared_environment()}
+    needed |= {name: os.environ[name] for name in needed if os.environ.get(name)}
+    if found.kms_key:
+        extra = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": found.kms_key}
+        needed["MLFLOW_S3_UPLOAD_EXTRA_ARGS"] = json.dumps(extra)
+    return dict(sorted(needed.items()))
 
 
-def _state(run: UUID) -> State[Any] | None:
-    from prefect.client.orchestration import get_client
+def probe(bucket: str, prefix: str, what: str) -> str:
+    """List, write, read and delete under a name of its own below `prefix`; says how it was encrypted.
 
-    with get_client(sync_client=True) as client:
-        return client.read_flow_run(run).state
+    Raises:
+        UserError: one of them is refused, or another thing came back than was put there; opened by `what`.
+    """
+    client = s3_client()
+    key = f"{prefix}/.probe-{secrets.token_hex(8)}"
+    data = secrets.token_bytes(64)
+    with _tried(what, "listing", bucket, f"{prefix}/"):
+        client.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/", MaxKeys=1)
+    with _tried(what, "writing", bucket, key):
+        client.put_object(Bucket=bucket, Key=key, Body=data)
+    try:
+        with _tried(what, "reading back", bucket, key):
+            back = client.get_object(Bucket=bucket, Key=key)
+            found = back["Body"].read()
+        if found != data:
+            raise UserError(f"{what}: reading back: found {len(found)} other bytes than the {len(data)} just written")
+        encryption = _encryption(back, what)
+    except BaseException:
+        with _tried(what, "deleting", bucket, key):
+            client.delete_object(Bucket=bucket, Key=key)
+        raise
+    with _tried(what, "deleting", bucket, key):
+        client.delete_object(Bucket=bucket, Key=key)
+        left = client.list_objects_v2(Bucket=bucket, Prefix=key).get("Contents")
+    if left:
+        raise UserError(f"{what}: deleting: '{key}' is there still; expected it gone")
+    return encryption
+
+
+def _encryption(answer: dict[str, Any], what: str) -> str:
+    wanted = settings().kms_key
+    found = str(answer.get("ServerSideEncryption") or "none")
+    if wanted and found != "aws:kms":
+        raise UserError(
+            f"{what}: ECG_S3_KMS_KEY is '{wanted}', but the server encrypted by '{found}', expected aws:kms; use a "
+            "server that knows KMS, or unset it"
+        )
+    return f"encrypted by {answer.get('SSEKMSKeyId') or found}" if found != "none" else "the server names no encryption"
+
+
+@contextmanager
+def _tried(what: str, verb: str, bucket: str, key: str) -> Iterator[None]:
+    with told(f"{what}: {verb}", bucket, key):
+        yield
+
+
+def _remotes() -> tuple[dict[str, str], str | None]:
+    """DVC's remotes and their addresses, and the default one's name."""
+    remotes: dict[str, str] = {}
+    default = None
+    for line in _dvc("remote", "list").splitlines():
+        name, address, *mark = line.split()
+        remotes[name] = address
+        default = name if mark else default
+    return remotes, default
+
+
+def _dvc(*arguments: str) -> str:
+    done = subprocess.run(dvc(*arguments), env=environment(), capture_output=True, text=True)
+    if done.returncode != 0:
+        raise UserError(f"{CONFIG}: dvc {' '.join(arguments[:2])} failed: {done.stderr.strip()}")
+    return done.stdout

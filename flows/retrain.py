@@ -149,7 +149,7 @@ def stage(
         outcome = run_stage(name, on_progress, tracking, options=() if away is None else ("--pull",))
         artifact.finish()
     else:
-        from flows.remote import Ask, run_remote
+        from flows.elsewhere import Ask, run_remote
 
         started = time.monotonic()
         key = f"{name}-{clone.tree(commit)}"

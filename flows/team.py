@@ -69,16 +69,14 @@ def make_bucket(bucket: str, lock_days: int | None) -> Document:
     Raises:
         UserError: S3 refuses, or the bucket is there without the lock that it shall have.
     """
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    from components.storage import explain_s3, s3_client
+    from components.s3 import s3_client, told
 
     client = s3_client()
-    try:
+    with told(f"bucket '{bucket}'", bucket, ""):
         made = not _is_there(client, bucket)
         if made:
             options: dict[str, Any] = {} if lock_days is None else {"ObjectLockEnabledForBucket": True}
-            if client.meta.region_name != "us-east-1":  # which S3 does not take as a place
+            if client.meta.region_name not in (None, "us-east-1", "aws-global"):  # which S3 does not take as a place
                 options["CreateBucketConfiguration"] = {"LocationConstraint": client.meta.region_name}
             client.create_bucket(Bucket=bucket, **options)
         if lock_days is not None:
@@ -87,22 +85,13 @@ def make_bucket(bucket: str, lock_days: int | None) -> Document:
                 Bucket=bucket,
                 ObjectLockConfiguration={"ObjectLockEnabled": "Enabled", "Rule": {"DefaultRetention": keep}},
             )
-    except (BotoCoreError, ClientError) as error:
-        raise UserError(
-            f"{bucket}: {explain_s3(error, bucket, '')}; expected a bucket of its own"
-            + (
-                ""
-                if lock_days is None
-                else ", made with object lock: it cannot be added to every server's buckets later"
-            )
-        ) from error
     return {"bucket": bucket, "created": made, "lock_days": lock_days}
 
 
 def _is_there(client: Any, bucket: str) -> bool:
     from botocore.exceptions import ClientError
 
-    from components.storage import s3_code
+    from components.s3 import s3_code
 
     try:
         client.head_bucket(Bucket=bucket)  # made again, a bucket of one's own is no error everywhere

@@ -12,17 +12,19 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from components.models.folders import HUB, MANIFEST, verify_folder
 from components.params import UserError
-from components.storage import S3_SCHEME, explain_s3, fresh_folder, s3_client, s3_code, split_s3
+from components.s3 import SCHEME, s3_client, split_s3, told, transfer_config
+from components.storage import fresh_folder
 
 CACHE = HUB / "s3"
 READ = (".safetensors", ".json", ".txt", ".model", ".jinja", ".md")
 
 
 def is_s3(base: str) -> bool:
-    return base.startswith(S3_SCHEME)
+    return base.startswith(SCHEME)
 
 
 def fetch(base: str, revision: str | None, cache: Path = CACHE) -> Path:
@@ -50,8 +52,9 @@ def fetch(base: str, revision: str | None, cache: Path = CACHE) -> Path:
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0", "false", "False"):
         raise UserError(f"model.base: '{base}' is not in {cache} and HF_HUB_OFFLINE=1; fetch it once with a network")
     _check_room(cache)
+    client = s3_client()
     with fresh_folder(folder) as fresh:
-        manifest = _read(bucket, f"{prefix}/{MANIFEST}", base)
+        manifest = _read(client, bucket, f"{prefix}/{MANIFEST}", base)
         found = hashlib.sha256(manifest).hexdigest()
         if found != revision:
             raise UserError(
@@ -64,37 +67,20 @@ def fetch(base: str, revision: str | None, cache: Path = CACHE) -> Path:
             if path.suffix not in READ or path.is_absolute() or ".." in path.parts:
                 raise UserError(f"{base}/{name}: is named in {MANIFEST}; only {', '.join(READ)} below it are read")
             (fresh / path).parent.mkdir(parents=True, exist_ok=True)
-            _download(bucket, f"{prefix}/{name}", fresh / path, base)
+            _download(client, bucket, f"{prefix}/{name}", fresh / path, base)
         verify_folder(fresh)
     return folder
 
 
-def _read(bucket: str, key: str, base: str) -> bytes:
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        body: bytes = s3_client().get_object(Bucket=bucket, Key=key)["Body"].read()
-    except (BotoCoreError, ClientError) as error:
-        raise UserError(_told(error, bucket, key, base)) from error
+def _read(client: Any, bucket: str, key: str, base: str) -> bytes:
+    with told(f"model.base: '{base}'", bucket, key, f"expected a folder saved by transformers with a {MANIFEST}"):
+        body: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
     return body
 
 
-def _download(bucket: str, key: str, path: Path, base: str) -> None:
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        s3_client().download_file(bucket, key, str(path))
-    except (Boto3Error, BotoCoreError, ClientError) as error:
-        raise UserError(_told(error, bucket, key, base)) from error
-
-
-def _told(error: Exception, bucket: str, key: str, base: str) -> str:
-    absent = {
-        "NoSuchKey": f"there is no '{key}' in it; expected a folder saved by transformers with a {MANIFEST}",
-        "404": f"there is no '{key}' in it, though {MANIFEST} names it; put the base there again, whole",
-    }
-    return f"model.base: '{base}': {absent.get(s3_code(error)) or explain_s3(error, bucket, key)}"
+def _download(client: Any, bucket: str, key: str, path: Path, base: str) -> None:
+    with told(f"model.base: '{base}'", bucket, key, f"{MANIFEST} names it: put the base there again, whole"):
+        client.download_file(bucket, key, str(path), Config=transfer_config())
 
 
 def _check_room(cache: Path) -> None:

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from components.objects import Objects, objects_at
 from components.params import RegistryParams, UserError
 from components.registry.versions import find_model
-from components.storage import Objects, objects_at
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -2,19 +2,23 @@
 
 Rows, learning rate and dropout are functions of (seed, step), so the state is the trained tensors, the optimizer's
 state and the step itself: it stands for the scheduler, the random generators and the place in the data. Checkpoints
-lie under the hash of the run's inputs: another input never finds them.
+lie under the hash of the run's inputs, in a folder or in S3: another input never finds them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.storage import fresh_folder, sha256
+from components.folders import Folders, folders_at
+from components.params import UserError
+from components.s3 import Unavailable
+from components.storage import sha256
 
 STATE, TENSORS = "state.json", "tensors.safetensors"
 
@@ -28,39 +32,133 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def save(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
-    """Write the checkpoint whole or not at all, then remove all but the last `keep`."""
-    from safetensors.torch import save_file
+class Checkpoints:
+    """The checkpoints of one run, the last `keep` of them."""
 
-    with fresh_folder(folder / f"step-{checkpoint.step:08d}") as fresh:
-        save_file(checkpoint.tensors, fresh / TENSORS)
-        state = {**checkpoint.state, "step": checkpoint.step, "sha256": sha256(fresh / TENSORS)}
-        (fresh / STATE).write_text(json.dumps({**state, "state_sha256": _state_sha256(state)}))
-    for old in _all(folder)[:-keep]:
-        shutil.rmtree(old)
+    def __init__(self, place: Folders, keep: int) -> None:
+        self._place, self._keep = place, keep
+        self._newest: int | None = None  # the step that a run would go on from
+        self._has_written = False
+        self._damaged: list[str] = []
+
+    def latest(self) -> Checkpoint | None:
+        """The newest whose hashes hold; a damaged one is named and passed over for the one before it.
+
+        Raises:
+            UserError: the place cannot be read. A run never starts anew because of that.
+        """
+        try:
+            found = self._latest()
+        except UserError as error:
+            raise UserError(
+                f"{error}; the run does not start anew while its checkpoints cannot be read: mend it, or set "
+                "ECG_CHECKPOINTS to another place"
+            ) from error
+        self._newest = None if found is None else found.step
+        return found
+
+    def save(self, checkpoint: Checkpoint, must: bool = False) -> None:
+        """Write the checkpoint whole or not at all, then remove older ones.
+
+        A place that is away or full costs no training: a warning says what would be lost, and the next one tries
+        again. So does any error once a checkpoint went well.
+
+        Args:
+            must: the run ends here, so that a warning is not enough.
+
+        Raises:
+            UserError: it could not be written, and must; or the first of the run is refused for good.
+        """
+        try:
+            self._write(checkpoint)
+        except (UserError, OSError) as error:
+            why = str(error) if isinstance(error, UserError) else f"{self._place.address}: {error.strerror or error}"
+            lost = "nothing of the run" if self._newest is None else f"the run up to step {self._newest}"
+            if must:
+                raise UserError(
+                    f"train: stopped at step {checkpoint.step}, and its checkpoint could not be written: {why}; "
+                    f"{lost} is kept"
+                ) from error
+            if not (self._has_written or _may_pass(error)):
+                raise UserError(f"train: the checkpoint of step {checkpoint.step} is refused: {why}") from error
+            _warn(
+                f"train: the checkpoint of step {checkpoint.step} could not be written: {why}; training goes on, and "
+                f"the next checkpoint tries again; until then {lost} is kept"
+            )
+            return
+        self._has_written, self._newest = True, checkpoint.step
+        self._damaged = [name for name in self._damaged if name != _name(checkpoint.step)]
+        self._tidy()
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        with self._place.writing(_name(checkpoint.step)) as fresh:
+            try:
+                save_file(checkpoint.tensors, fresh / TENSORS)
+            except SafetensorError as error:  # the disk is full
+                raise OSError(str(error)) from error
+            state = {**checkpoint.state, "step": checkpoint.step, "sha256": sha256(fresh / TENSORS)}
+            (fresh / STATE).write_text(json.dumps({**state, "state_sha256": _state_sha256(state)}))
+
+    def _tidy(self) -> None:
+        try:
+            there = _ours(self._place.names())
+            whole = [name for name in there if name not in self._damaged]
+            self._place.remove([*(set(there) - set(whole)), *whole[: -self._keep]])
+            self._place.sweep()
+        except (UserError, OSError) as error:
+            _warn(f"train: old checkpoints could not be removed: {error}")
+
+    def _latest(self) -> Checkpoint | None:
+        for name in reversed(_ours(self._place.names())):
+            with self._place.reading(name) as folder:
+                found = _read(folder)
+            if found is not None:
+                return found
+            self._damaged.append(name)
+            _warn(f"{self._place.address}/{name}: its hash does not hold; the checkpoint before it is used")
+        return None
 
 
-def latest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint whose hashes hold; a damaged one is named and passed over for the one before it."""
+def checkpoints_at(address: str | Path, inputs: str, keep: int) -> Checkpoints:
+    """The checkpoints of the run whose inputs have this hash, at `address`: a folder or s3://BUCKET/PREFIX.
+
+    Raises:
+        UserError: the address is none.
+    """
+    return Checkpoints(folders_at(address, inputs[:16], STATE, "ECG_CHECKPOINTS"), keep)
+
+
+def _read(folder: Path) -> Checkpoint | None:
+    """The checkpoint of `folder`; None where it is damaged."""
     from safetensors.torch import load_file
 
-    for path in reversed(_all(folder)):
-        try:
-            state = json.loads((path / STATE).read_text())
-            whole = state.pop("state_sha256") == _state_sha256(state) and sha256(path / TENSORS) == state["sha256"]
-            if whole:
-                return Checkpoint(state["step"], load_file(path / TENSORS), state)
-        except (OSError, ValueError, KeyError):
-            pass
-        print(f"{path}: its hash does not hold; the checkpoint before it is used", file=sys.stderr)
-    return None
+    try:
+        state = json.loads((folder / STATE).read_text())
+        whole = state.pop("state_sha256") == _state_sha256(state) and sha256(folder / TENSORS) == state["sha256"]
+        return Checkpoint(state["step"], load_file(folder / TENSORS), state) if whole else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether writing may go well later by itself, or once somebody has made room."""
+    return isinstance(error, (Unavailable, OSError)) and not isinstance(error, (PermissionError, NotADirectoryError))
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def _ours(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name.startswith("step-")]
 
 
 def _state_sha256(state: dict[str, Any]) -> str:
-    import hashlib
-
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def _all(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"))

@@ -25,12 +25,13 @@ from components.models.precision import hold_batchnorm, resolve, set_threads
 from components.params import Params, TrainParams, load_params, to_dict
 from components.storage import fresh_folder, sources_sha256, write_text
 from components.training.batches import TrainingData
+from components.training.checkpoints import checkpoints_at
 from components.training.launch import check_launch, is_launched, run_launched
 from components.training.loader import Parts, Share
 from components.training.tracking import Tracking, count_flops, track
 from components.training.validation import Sample, Validation
 
-CHECKPOINTS = Path(os.environ.get("ECG_CHECKPOINTS", ".checkpoints"))
+CHECKPOINTS = os.environ.get("ECG_CHECKPOINTS") or ".checkpoints"  # a folder, or s3://BUCKET/PREFIX
 EXIT_STOPPED = 75
 SOURCES = (
     "instruct", "models/adapters.py", "models/bases.py", "models/chat.py", "models/families.py", "models/folders.py",
@@ -51,15 +52,19 @@ class Task:
 
 
 def fit_adapter(
-    params: Params, open_task: Callable[[Base], Task], out: Path, history_file: Path, checkpoints: Path = CHECKPOINTS
+    params: Params,
+    open_task: Callable[[Base], Task],
+    out: Path,
+    history_file: Path,
+    checkpoints: str | Path = CHECKPOINTS,
 ) -> dict[str, Any]:
     """Train and write the adapter folder and the training curve; returns the adapter's manifest.
 
     The weights kept are those with the best score on the validation split.
 
     Raises:
-        UserError: inputs missing or not fitting, a loss that is no number (with the step's record ids), or one that
-            diverged.
+        UserError: inputs missing or not fitting, a loss that is no number (with the step's record ids), one that
+            diverged, or checkpoints that cannot be read, or not written when SIGTERM came.
         Stopped: SIGTERM came; a checkpoint was written.
     """
     from components.training.trainer import AdapterTrainer, Look, whole_tensors
@@ -83,7 +88,8 @@ def fit_adapter(
         return float(answering(task.validation.look, base, encoder))
 
     look = Look(task.validation.name, score)
-    trainer = AdapterTrainer(model, parts, look, train, precision, checkpoints / inputs[:16], _blocks_of(model))
+    kept = checkpoints_at(checkpoints, inputs, train.keep_checkpoints)
+    trainer = AdapterTrainer(model, parts, look, train, precision, kept, _blocks_of(model))
     watcher = _watcher(params, base, task, inputs, trainer, share)
     try:
         history = trainer.fit(watcher)

@@ -28,7 +28,7 @@ def train_adapter(
     items: Path = ITEMS,
     out: Path = ADAPTER,
     history_file: Path = HISTORY,
-    checkpoints: Path = CHECKPOINTS,
+    checkpoints: str | Path = CHECKPOINTS,
 ) -> dict[str, Any]:
     """Train on the records' pages and write the adapter folder and the training curve; returns its manifest.
 

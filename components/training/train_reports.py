@@ -25,7 +25,7 @@ def train_on_reports(
     reports: Path = REPORTS,
     out: Path = ADAPTER,
     history_file: Path = HISTORY,
-    checkpoints: Path = CHECKPOINTS,
+    checkpoints: str | Path = CHECKPOINTS,
 ) -> dict[str, Any]:
     """Train on reports and write the adapter folder and the training curve; returns its manifest.
 

@@ -14,7 +14,6 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -27,7 +26,7 @@ from components.models.packing import Packed, answer_loss
 from components.models.precision import autocast
 from components.params import TrainParams, UserError
 from components.progress import Progress
-from components.training.checkpoints import Checkpoint, latest, save
+from components.training.checkpoints import Checkpoint, Checkpoints
 from components.training.launch import trainer_options
 from components.training.loader import FromStep, Parts
 from components.training.schedule import warm_cosine
@@ -93,10 +92,18 @@ class AdapterTrainer(Trainer):
     lr_scheduler: Any
 
     def __init__(
-        self, model: Any, parts: Parts, look: Look, train: TrainParams, precision: str, folder: Path, wrap: list[str]
+        self,
+        model: Any,
+        parts: Parts,
+        look: Look,
+        train: TrainParams,
+        precision: str,
+        checkpoints: Checkpoints,
+        wrap: list[str],
     ) -> None:
         super().__init__(model=Answering(model, precision), args=_arguments(train, wrap, precision))
-        self.parts, self.look, self.recipe, self.folder, self.precision = parts, look, train, folder, precision
+        self.parts, self.look, self.recipe, self.precision = parts, look, train, precision
+        self.checkpoints = checkpoints
         self.history = History(look.metric)
         self.moved: tuple[int, int] = (0, 0)  # tokens and pages of the step under way
 
@@ -178,7 +185,7 @@ class _Steps(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         trainer = self.trainer
-        found = latest(trainer.folder)
+        found = trainer.checkpoints.latest()
         if found is None:
             return
         trained, optimizer = trainer.trained(), trainer.optimizer
@@ -282,7 +289,7 @@ class _Steps(TrainerCallback):
             "scheduler": trainer.lr_scheduler.state_dict(),
         }
         if trainer.accelerator.is_main_process:
-            save(trainer.folder, Checkpoint(step, tensors, state), trainer.recipe.keep_checkpoints)
+            trainer.checkpoints.save(Checkpoint(step, tensors, state), must=self.stopped)
         trainer.accelerator.wait_for_everyone()
 
 

@@ -15,6 +15,7 @@ import pytest
 from fast_store import FastRegistry
 from moto.server import ThreadedMotoServer
 
+from components.objects import LocalObjects, Objects, S3Objects, objects_at
 from components.params import UserError
 from components.registry.ledger import (
     APPROVED,
@@ -29,7 +30,6 @@ from components.registry.ledger import (
     seal,
     to_bytes,
 )
-from components.storage import LocalObjects, Objects, S3Objects, objects_at
 
 MODEL = "ecg-tiny"
 

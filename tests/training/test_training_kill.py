@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
+from s3_servers import ENVIRONMENT, error, front, rclone
 from workplace import small_params, start, workplace
 
 from components.instruct.build import build_items
@@ -62,6 +64,53 @@ def test_sigterm_writes_a_checkpoint_and_ends_with_its_own_status(records, items
     child.join()
     assert child.exitcode == 0
     assert adapter_sha256(second) == whole[0]
+
+
+def test_killed_with_its_checkpoints_in_s3_it_goes_on_elsewhere_to_the_same_bytes(records, items, whole, tmp_path):
+    """SIGKILL after the second checkpoint; the first folder is gone; S3 fails for a while in the second run."""
+    bucket = tmp_path / "s3" / "bucket"
+    bucket.mkdir(parents=True)
+    params = small_params(save_every=1)
+    with rclone(bucket.parent) as url, front(url) as between:
+        environment = {**ENVIRONMENT, "AWS_ENDPOINT_URL": between.url}
+        first = workplace(tmp_path / "first", params, records, items)
+        child = start(first, "s3://bucket/checkpoints", environment)
+        while child.is_alive() and len(list(bucket.glob("checkpoints/*/step-*/state.json"))) < 2:
+            time.sleep(0.01)
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        shutil.rmtree(first)
+        second = workplace(tmp_path / "second", params, records, items)
+        between.asked.clear()
+        between.judge = lambda method, path: error(503, "SlowDown") if method == "PUT" and "05/" in path else None
+        child = start(second, "s3://bucket/checkpoints", environment)
+        child.join()
+        said = (second / "errors").read_text()
+        assert child.exitcode == 0, said
+        assert adapter_sha256(second) == whole[0]
+        assert (
+            "train: the checkpoint of step 5 could not be written: ECG_CHECKPOINTS: 's3://bucket/checkpoints/" in said
+        )
+        fetched = {path.split("/")[-2] for method, path in between.asked if method == "GET" and "/step-" in path}
+        assert len(fetched) == 1, "it did not go on from one checkpoint"
+        assert not (second / ".checkpoints").exists()
+
+
+def test_told_to_stop_while_s3_is_away_it_says_that_nothing_was_written(records, items, tmp_path):
+    bucket = tmp_path / "s3" / "bucket"
+    bucket.mkdir(parents=True)
+    with rclone(bucket.parent) as url, front(url) as between:
+        between.judge = lambda method, path: error(503, "SlowDown") if method == "PUT" else None
+        folder = workplace(tmp_path / "run", small_params(save_every=1), records, items)
+        child = start(folder, "s3://bucket/checkpoints", {**ENVIRONMENT, "AWS_ENDPOINT_URL": between.url})
+        while child.is_alive() and not any(method == "PUT" for method, _ in between.asked):
+            time.sleep(0.01)
+        os.kill(child.pid, signal.SIGTERM)
+        child.join()
+        assert child.exitcode == 2
+        said = (folder / "errors").read_text()
+        assert "and its checkpoint could not be written: ECG_CHECKPOINTS: " in said
+        assert "nothing of the run is kept" in said
 
 
 @pytest.mark.slow

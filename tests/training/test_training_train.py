@@ -10,11 +10,13 @@ import math
 import pytest
 from tiny_cohort import tiny_params
 
+from components.folders import LocalFolders
 from components.instruct.build import build_items
 from components.models.adapters import verify_adapter
 from components.params import ModelParams, UserError
 from components.training import validation
 from components.training.batches import RecordBatches
+from components.training.checkpoints import STATE, Checkpoints
 from components.training.schedule import warm_cosine
 from components.training.train import train_adapter
 from components.training.trainer import AdapterTrainer
@@ -96,14 +98,14 @@ def test_a_damaged_checkpoint_is_passed_over(params, records, items, tmp_path):
     checkpoints = sorted((tmp_path / "checkpoints").glob("*/step-*"))
     newest = checkpoints[-1] / "tensors.safetensors"
     newest.write_bytes(newest.read_bytes()[:-7])
-    from components.training.checkpoints import latest
 
-    found = latest(checkpoints[0].parent)
+    kept = Checkpoints(LocalFolders(checkpoints[0].parent, STATE), params.train.keep_checkpoints)
+    found = kept.latest()
     assert found is not None
     assert found.step == int(checkpoints[-2].name.removeprefix("step-"))
     state = checkpoints[-2] / "state.json"
     state.write_text("{")
-    assert latest(checkpoints[0].parent) is None
+    assert kept.latest() is None
 
 
 def test_training_learns_two_pages_by_heart(params, records, items, tmp_path, monkeypatch):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+import sys
 from pathlib import Path
 
 import yaml
 from tiny_cohort import tiny_params
 
-from components.params import Params, to_dict
+from components.params import Params, UserError, to_dict
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 replace = dataclasses.replace
@@ -39,20 +40,30 @@ def workplace(folder: Path, params: Params, records: Path, items: Path) -> Path:
     return folder
 
 
-def start(folder: Path, checkpoints: Path) -> multiprocessing.Process:
-    """Train in `folder` in a process of its own, which starts with everything imported."""
+def start(folder: Path, checkpoints: Path | str, environment: dict[str, str] | None = None) -> multiprocessing.Process:
+    """Train in `folder` in a process of its own, which starts with everything imported.
+
+    Its errors go to `folder`/errors; `environment` is added to what it starts with.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["components.training.train", "components.training.trainer", "peft"])
-    child = context.Process(target=_train, args=(str(folder), str(checkpoints)))
+    child = context.Process(target=_train, args=(str(folder), str(checkpoints), environment or {}))
     child.start()
     return child
 
 
-def _train(folder: str, checkpoints: str) -> None:
+def _train(folder: str, checkpoints: str, environment: dict[str, str]) -> None:
     os.chdir(folder)
+    os.environ.update(environment)
+    os.dup2(os.open("errors", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     from components.training import fit, train
 
     def work(params: Params) -> dict:
-        return train.train_adapter(params, checkpoints=Path(checkpoints))
+        return train.train_adapter(params, checkpoints=checkpoints)
 
-    os._exit(fit.command("components.training.train", work))
+    try:
+        status = fit.command("components.training.train", work)
+    except UserError as error:
+        print(error, file=sys.stderr, flush=True)
+        status = 2
+    os._exit(status)
