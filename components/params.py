@@ -275,6 +275,15 @@ class SigningParams:
 
 
 @dataclass(frozen=True, slots=True)
+class AlertsParams:
+    blocks: tuple[str, ...]  # Prefect's notification blocks, TYPE/NAME; the addresses are in the blocks
+    approval_days: float  # an approval that waits longer is told
+    budget_usd_per_month: float | None  # of training, by UTC's calendar month; null: not watched
+    mlflow_url: str | None  # of MLflow's pages; null: registry.tracking_uri where that is http
+    prefect_url: str | None  # of Prefect's pages; null: PREFECT_UI_URL
+
+
+@dataclass(frozen=True, slots=True)
 class Params:
     recipe: str
     records: RecordsParams
@@ -289,6 +298,7 @@ class Params:
     gate: GateParams
     approval: ApprovalParams
     signing: SigningParams
+    alerts: AlertsParams
 
 
 Section = TypeVar("Section")

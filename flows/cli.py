@@ -697,6 +697,70 @@ def remote(
     _answer(as_json, work, tell)
 
 
+alerts_app = typer.Typer(help="Who is told of what fails or waits (docs/alerts.md).")
+app.add_typer(alerts_app, name="alerts", invoke_without_command=True)
+
+
+@alerts_app.callback()
+def alerts(
+    context: typer.Context,
+    test: Annotated[bool, typer.Option("--test", help="Send one message through each configured block.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what waits for people and who is told; with --test, tell everyone a test message."""
+    if context.invoked_subcommand is not None:
+        return
+
+    def work() -> Document:
+        from components.params import load_params
+        from flows.project import quiet_prefect
+
+        quiet_prefect()
+        from flows.alerts import show, test_blocks
+
+        return test_blocks(load_params()) if test else show(load_params())
+
+    def tell(answer: Document) -> None:
+        from flows import show
+
+        show.alerts(answer)
+
+    if any(one["outcome"] == "failed" for one in _answer(as_json, work, tell)["blocks"]):
+        raise typer.Exit(1)
+
+
+@alerts_app.command("block")
+def alerts_block(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="slack, webhook or email.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The block's name on the Prefect server.")],
+    address_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Holds its address; '-': standard input; default: asked for.")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Give a block that is there this address.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a block that alerts go through; its address, a secret, is kept by Prefect only."""
+    from flows.alerts import read_address
+
+    address = read_address(address_file)  # seen from where the user stands
+
+    def work() -> Document:
+        from flows.project import quiet_prefect
+
+        quiet_prefect()
+        from flows.blocks import keep_block
+
+        return keep_block(kind, name, address, replace)
+
+    def tell(answer: Document) -> None:
+        print(
+            f"{answer['block']}: {'has a new address' if answer['replaced'] else 'made'}; name it in alerts.blocks of "
+            "params.yaml, then: ecg alerts --test"
+        )
+
+    _answer(as_json, work, tell)
+
+
 def main() -> None:
     """The entry point: whatever goes wrong ends in one message and an exit code."""
     from flows.project import quiet_mlflow

@@ -125,6 +125,23 @@ def status(answer: Document) -> None:
     )
 
 
+def alerts(answer: Document) -> None:
+    """`ecg alerts`."""
+    if answer.get("waiting"):
+        columns = ["version", "waits since", "days", "approvals", "page"]
+        rows = [[row[column] for column in columns] for row in answer["waiting"]]
+        table(f"Versions of {answer['model']} that wait for a decision", columns, rows)
+    elif "waiting" in answer:
+        say(f"{answer['model']}: no version waits for a decision.")
+    for one in answer.get("matters", []):
+        say(f"{one['kind']}: {one['title']}")
+    if answer["blocks"]:
+        columns = ["block", "outcome", "detail"]
+        table("Who is told", columns, [[row[column] for column in columns] for row in answer["blocks"]])
+    else:
+        say("Nobody is told: alerts.blocks names no block (docs/alerts.md).")
+
+
 def history(answer: Document) -> None:
     """`ecg history`."""
     for finding in answer.get("findings", ()):
