@@ -13,7 +13,10 @@ from infra.aws.stores import Stores
 
 HOUR, DAY, GIB = 3600, 86400, 1024**3
 DATABASE_GB = 50  # for MLflow's and Prefect's tables a sign that something writes without end
-WATCH_FIELDS = {"RetrainsCompleted": "retrains_completed", "RunsFailed": "runs_failed"}  # metric -> in the watch's lines
+WATCH_FIELDS = {
+    "RetrainsCompleted": "retrains_completed",
+    "RunsFailed": "runs_failed",
+}  # metric -> in the watch's lines
 
 
 def add_alarms(template: Template, stores: Stores, gpu: Gpu) -> Ref:
@@ -24,26 +27,54 @@ def add_alarms(template: Template, stores: Stores, gpu: Gpu) -> Ref:
     watch = {"Namespace": named("watch")}
     alarm = _Alarms(template, topic)
     alarm.add(
-        "NoNightlyRun", "No retraining has finished for a day: look at Prefect's runs of `retrain`",
-        MetricName="RetrainsCompleted", Statistic="Maximum", Period=DAY, EvaluationPeriods=1, Threshold=1,
-        ComparisonOperator="LessThanThreshold", TreatMissingData="breaching", **watch,
+        "NoNightlyRun",
+        "No retraining has finished for a day: look at Prefect's runs of `retrain`",
+        MetricName="RetrainsCompleted",
+        Statistic="Maximum",
+        Period=DAY,
+        EvaluationPeriods=1,
+        Threshold=1,
+        ComparisonOperator="LessThanThreshold",
+        TreatMissingData="breaching",
+        **watch,
     )
     alarm.add(
-        "RunFailed", "A flow run failed or crashed: look at it in Prefect",
-        MetricName="RunsFailed", Statistic="Maximum", Period=HOUR, EvaluationPeriods=1, Threshold=0,
-        ComparisonOperator="GreaterThanThreshold", TreatMissingData="notBreaching", **watch,
+        "RunFailed",
+        "A flow run failed or crashed: look at it in Prefect",
+        MetricName="RunsFailed",
+        Statistic="Maximum",
+        Period=HOUR,
+        EvaluationPeriods=1,
+        Threshold=0,
+        ComparisonOperator="GreaterThanThreshold",
+        TreatMissingData="notBreaching",
+        **watch,
     )
     alarm.add(
-        "GpuUpTooLong", "A GPU machine is up for GpuAlarmHours without a break: look for a stage that hangs",
-        Namespace="AWS/AutoScaling", MetricName="GroupInServiceInstances", Statistic="Minimum", Period=HOUR,
-        EvaluationPeriods=Ref("GpuAlarmHours"), Threshold=0, ComparisonOperator="GreaterThanThreshold",
+        "GpuUpTooLong",
+        "A GPU machine is up for GpuAlarmHours without a break: look for a stage that hangs",
+        Namespace="AWS/AutoScaling",
+        MetricName="GroupInServiceInstances",
+        Statistic="Minimum",
+        Period=HOUR,
+        EvaluationPeriods=Ref("GpuAlarmHours"),
+        Threshold=0,
+        ComparisonOperator="GreaterThanThreshold",
         TreatMissingData="notBreaching",
         Dimensions=[cloudwatch.MetricDimension(Name="AutoScalingGroupName", Value=gpu.machines)],
     )
     alarm.add(
-        "AuroraGrows", f"The database is larger than {DATABASE_GB} GiB: see what fills it", Condition=IS_AURORA,
-        Namespace="AWS/RDS", MetricName="VolumeBytesUsed", Statistic="Maximum", Period=HOUR, EvaluationPeriods=1,
-        Threshold=DATABASE_GB * GIB, ComparisonOperator="GreaterThanThreshold", TreatMissingData="notBreaching",
+        "AuroraGrows",
+        f"The database is larger than {DATABASE_GB} GiB: see what fills it",
+        Condition=IS_AURORA,
+        Namespace="AWS/RDS",
+        MetricName="VolumeBytesUsed",
+        Statistic="Maximum",
+        Period=HOUR,
+        EvaluationPeriods=1,
+        Threshold=DATABASE_GB * GIB,
+        ComparisonOperator="GreaterThanThreshold",
+        TreatMissingData="notBreaching",
         Dimensions=[cloudwatch.MetricDimension(Name="DBClusterIdentifier", Value=Ref("Aurora"))],
     )
     alarm.add(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from troposphere import Equals, If, NoValue, Not, Parameter, Ref, Sub, Template
+from troposphere import Equals, If, Not, NoValue, Parameter, Ref, Sub, Template
 
 NO_IMAGE = "none"
 GPU_IMAGE = "/aws/service/ecs/optimized-ami/amazon-linux-2023/gpu/recommended/image_id"
@@ -65,7 +65,9 @@ def add_parameters(template: Template) -> None:
 
     text("CpuPool", "Prefect work pool of the worker", "local")
     text("GpuPool", "Prefect work pool, type ecs, of the GPU machines", "gpu")
-    text("WakeCron", "When the servers start, UTC; the nightly run of prefect.yaml comes after it", "cron(45 1 * * ? *)")
+    text(
+        "WakeCron", "When the servers start, UTC; the nightly run of prefect.yaml comes after it", "cron(45 1 * * ? *)"
+    )
     text("Sleeps", "yes: servers with nothing to do are stopped; no: they stay up", "yes", AllowedValues=["yes", "no"])
     number("AwakeHours", "How long servers stay up at least, once started", 2, MinValue=1, MaxValue=24)
 

@@ -14,7 +14,7 @@ from typing import Any
 from troposphere import GetAtt, If, Ref, Sub, Tags, Template, ecs, iam, scheduler, servicediscovery
 
 from infra.aws import sizes
-from infra.aws.database import USER, Database
+from infra.aws.database import USER
 from infra.aws.door import Door
 from infra.aws.gpu import Gpu
 from infra.aws.network import MLFLOW_PORT, PREFECT_PORT, WEBHOOK_PORT, Network
@@ -83,7 +83,9 @@ class _Builder:
     def registered(self, name: str) -> dict[str, Any]:
         """The server is found as NAME.ecg.internal."""
         record = servicediscovery.DnsConfig(DnsRecords=[servicediscovery.DnsRecord(Type="A", TTL="10")])
-        made = servicediscovery.Service(f"{name.capitalize()}Name", Name=name, NamespaceId=self.namespace, DnsConfig=record)
+        made = servicediscovery.Service(
+            f"{name.capitalize()}Name", Name=name, NamespaceId=self.namespace, DnsConfig=record
+        )
         self.tasks.template.add_resource(made)
         return {"ServiceRegistries": [ecs.ServiceRegistry(RegistryArn=GetAtt(made, "Arn"))]}
 

@@ -14,7 +14,7 @@ from infra.aws.gpu import STAGE, Gpu, add_gpu
 from infra.aws.network import Network, add_network
 from infra.aws.parameters import HAS_DOOR, add_parameters, filled, named
 from infra.aws.policies import allow
-from infra.aws.servers import MLFLOW_URL, PREFECT_API, SSM, Servers, add_servers
+from infra.aws.servers import MLFLOW_URL, PREFECT_API, Servers, add_servers
 from infra.aws.stores import Stores, add_stores
 from infra.aws.tasks import TASKS, Tasks, begin_tasks
 
@@ -133,7 +133,9 @@ def _add_outputs(
     }
     for name, (about, value) in told.items():
         template.add_output(Output(name, Description=about, Value=value))
-    template.add_output(Output("DoorAddress", Condition=HAS_DOOR, Description="Point TeamHost here", Value=door.address))
+    template.add_output(
+        Output("DoorAddress", Condition=HAS_DOOR, Description="Point TeamHost here", Value=door.address)
+    )
 
 
 def _tag(template: Template) -> None:

@@ -32,7 +32,13 @@ class Stores:
 def add_stores(template: Template) -> Stores:
     """Key, buckets, repository and policies."""
     key = template.add_resource(
-        kms.Key("Key", Description="ecg-adapters: everything at rest", EnableKeyRotation=True, KeyPolicy=_key_policy(), **KEEP)
+        kms.Key(
+            "Key",
+            Description="ecg-adapters: everything at rest",
+            EnableKeyRotation=True,
+            KeyPolicy=_key_policy(),
+            **KEEP,
+        )
     )
     template.add_resource(kms.Alias("KeyAlias", AliasName=Sub("alias/${AWS::StackName}"), TargetKeyId=Ref(key)))
     data = template.add_resource(
@@ -49,7 +55,9 @@ def add_stores(template: Template) -> Stores:
         )
     )  # fmt: skip
     for bucket, policy in ((data, data_bucket_policy(PLACE)), (ledger, ledger_bucket_policy(PLACE))):
-        template.add_resource(s3.BucketPolicy(f"{bucket.title}Policy", Bucket=Ref(bucket), PolicyDocument=filled(policy)))
+        template.add_resource(
+            s3.BucketPolicy(f"{bucket.title}Policy", Bucket=Ref(bucket), PolicyDocument=filled(policy))
+        )
     images = template.add_resource(_images())
     policies = {role: Ref(template.add_resource(_policy(role))) for role in ROLES}
     return Stores(GetAtt(key, "Arn"), Ref(data), Ref(ledger), GetAtt(images, "RepositoryUri"), policies)
