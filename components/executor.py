@@ -261,7 +261,8 @@ class _Cluster(_Pool):
         try:
             with warnings.catch_warnings():  # of versions that differ: looked at below, more closely
                 warnings.simplefilter("ignore")
-                self._client = Client(address, timeout=CONNECT_S, set_as_default=False)
+                dask: Any = Client
+                self._client = dask(address, timeout=CONNECT_S, set_as_default=False)
         except Exception as error:  # no such host, nobody there, no Dask there, or no certificate that it takes
             raise UserError(
                 f"{key}: no Dask scheduler answers at {address} ({_short(error)}); start one with `dask scheduler`, "
@@ -332,11 +333,16 @@ class _Cluster(_Pool):
         )
 
     def _check_workers(self) -> None:
-        """Every worker runs our sources on our packages. Dask itself only warns when versions differ."""
+        """Scheduler and workers have our sources and packages. Dask itself only warns when versions differ.
+
+        The scheduler does none of the work, but it opens every task.
+        """
         try:
-            self._client.wait_for_workers(1, timeout=JOIN_S)
-            scheduler = self._client.get_versions()["scheduler"]["packages"]
-            found = self._client.run(_probe(), on_error="return")
+            found = {"the scheduler": self._on_scheduler(_probe())}
+            if isinstance(found["the scheduler"], dict):
+                self._client.wait_for_workers(1, timeout=JOIN_S)
+                workers = self._client.run(_probe(), on_error="return")
+                found |= {f"worker {worker}": workers[worker] for worker in sorted(workers)}
         except TimeoutError as error:
             raise UserError(
                 f"{self._key}: the scheduler at {self._address} has no worker; start some with "
@@ -345,16 +351,19 @@ class _Cluster(_Pool):
         except OSError as error:
             raise self._lost(error) from error
         own = fingerprint()
-        for package in ("dask", "distributed"):
-            if scheduler[package] != own[package]:
-                raise _unlike(self._key, "the scheduler", package, scheduler[package], own[package])
-        for worker, theirs in sorted(found.items()):
+        for where, theirs in found.items():
             if not isinstance(theirs, dict):
                 raise UserError(
-                    f"{self._key}: worker {worker} cannot import this project ({_short(theirs)}); start it in a "
-                    "checkout of the same commit, with the packages of requirements.lock"
+                    f"{self._key}: {where} cannot import this project ({_short(theirs)}); start it in a checkout of "
+                    "the same commit, with the packages of requirements.lock"
                 )
-            _check_alike(self._key, f"worker {worker}", theirs, own)
+            _check_alike(self._key, where, theirs, own)
+
+    def _on_scheduler(self, probe: Callable[[], dict[str, str]]) -> Any:
+        try:
+            return self._client.run_on_scheduler(probe)
+        except ImportError as error:
+            return error
 
 
 @cache
