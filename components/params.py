@@ -284,6 +284,14 @@ class AlertsParams:
 
 
 @dataclass(frozen=True, slots=True)
+class ComputeParams:
+    """Where records and pages are worked on. No stage's output depends on it, so no stage lists it in dvc.yaml."""
+
+    executor: str  # local | tcp://HOST:PORT | tls://HOST:PORT of a Dask scheduler; $ECG_EXECUTOR goes before it
+    workers: int | None  # processes of the local executor; null: one a core, where it pays
+
+
+@dataclass(frozen=True, slots=True)
 class Params:
     recipe: str
     records: RecordsParams
@@ -299,6 +307,7 @@ class Params:
     approval: ApprovalParams
     signing: SigningParams
     alerts: AlertsParams
+    compute: ComputeParams
 
 
 Section = TypeVar("Section")

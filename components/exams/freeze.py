@@ -16,20 +16,19 @@ import math
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from components.exams.frozen import LAYOUTS, REPORTS, SPLITS
+from components.exams.render import Sheet, render
 from components.exams.tasks import TASKS, Task
-from components.pages.codec import encode_png
-from components.pages.draw import draw
+from components.executor import SERIAL, Executor, open_executor
 from components.pages.layout import LAYOUTS as PAGE_LAYOUTS
-from components.pages.spec import Artefacts, PageSpec, canonical_spec, check, find_style, page_in_style
+from components.pages.spec import PageSpec, canonical_spec, check, find_style, page_in_style
 from components.params import ExamsParams, UserError, ViewParams, load_params, nearest, to_dict
 from components.progress import Progress
 from components.records.schema import Record
@@ -38,11 +37,14 @@ from components.storage import fresh_folder, sha256, write_text
 
 RECORDS = Path("data/records")
 OUT = Path("data/exams")
-JPEG_QUALITY = 95
 
 
-def freeze_exams(params: ExamsParams, records: Path = RECORDS, out: Path = OUT) -> dict[str, Any]:
+def freeze_exams(
+    params: ExamsParams, records: Path = RECORDS, out: Path = OUT, executor: Executor = SERIAL
+) -> dict[str, Any]:
     """Write the exams about the records in `records` to `out` (see `frozen`); returns the manifest.
+
+    `executor` draws the pages; they are the same whichever it is.
 
     Raises:
         UserError: an unknown page style, or a split without a record that the superclass exam can ask about.
@@ -59,12 +61,15 @@ def freeze_exams(params: ExamsParams, records: Path = RECORDS, out: Path = OUT) 
                 f"expected records of fold {'9' if split == 'validation' else '10'} with labels: add patients"
             )
     places = _places(items, asked, params, views)
-    with fresh_folder(out) as folder, Progress("exams", sum(map(len, places.values()))) as progress:
+    total = sum(map(len, places.values()))
+    sheets = (_sheet(place, store) for place in chain.from_iterable(places.values()))
+    pages = executor.map(render, sheets, total=total, name=attrgetter("page_id"))
+    with fresh_folder(out) as folder, Progress("exams", total) as progress:
         (folder / "pages").mkdir()
         rows = []
         for name, of_shard in places.items():
             for number, shard in enumerate(_batches(of_shard, params.shard_pages)):
-                rows += _write_shard(folder / "pages" / f"{name}-{number:05d}.tar", shard, store, progress)
+                rows += _write_shard(folder / "pages" / f"{name}-{number:05d}.tar", shard, store, pages, progress)
         index = pd.DataFrame(rows)
         index.to_parquet(folder / "pages" / "index.parquet", index=False)
         with_page = set(index["record_id"])
@@ -219,20 +224,26 @@ def _places(
     return places
 
 
-def _write_shard(path: Path, places: Iterable[_Place], store: RecordStore, progress: Progress) -> list[dict[str, Any]]:
-    """One tar of pages, each followed by its JSON sidecar; returns the index rows."""
+def _sheet(place: _Place, store: RecordStore) -> Sheet:
+    record = store.record(place.record)
+    return Sheet(place.page_id, record.signal_uv, record.sampling_rate_hz, place.spec)
+
+
+def _write_shard(
+    path: Path, places: Sequence[_Place], store: RecordStore, pages: Iterator[tuple[bytes, str]], progress: Progress
+) -> list[dict[str, Any]]:
+    """One tar of the next of `pages`, each followed by its JSON sidecar; returns the index rows."""
     rows = []
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for place in places:
-            record, page_spec = store.record(place.record), place.spec
-            page, suffix = _encode(draw(record.signal_uv, record.sampling_rate_hz, page_spec), page_spec)
+        for place, (page, suffix) in zip(places, pages, strict=False):
+            record = store.record(place.record, signal=False)
             sidecar = {
                 "record_id": record.record_id,
                 "patient_id": record.patient_id,
                 "split": record.split,
                 "label_provenance": record.label_provenance,
                 "sha256": hashlib.sha256(page).hexdigest(),
-                "spec": page_spec.to_dict(),
+                "spec": place.spec.to_dict(),
             }
             text = json.dumps(sidecar, sort_keys=True).encode()
             rows.append(
@@ -253,16 +264,6 @@ def _write_shard(path: Path, places: Iterable[_Place], store: RecordStore, progr
             )
             progress.advance()
     return rows
-
-
-def _encode(page: NDArray[np.uint8], page_spec: PageSpec) -> tuple[bytes, str]:
-    """The page as a file, and the file's suffix."""
-    if page_spec.artefacts == Artefacts():
-        return encode_png(page), "png"
-    import cv2
-
-    _, data = cv2.imencode(".jpg", page[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    return data.tobytes(), "jpg"
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
@@ -307,5 +308,7 @@ def _batches(values: Sequence[_Place], size: int) -> Iterator[list[_Place]]:
 
 
 if __name__ == "__main__":
-    manifest = freeze_exams(load_params().exams)
+    params = load_params()
+    with open_executor(params.compute) as executor:
+        manifest = freeze_exams(params.exams, executor=executor)
     print(json.dumps(manifest["exams"], indent=1))

@@ -5,47 +5,57 @@ python -m components.instruct.build
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from components.instruct.questions import questions_about
-from components.instruct.schema import IMAGE, Item, Question
-from components.params import InstructParams, UserError, load_params, to_dict
+from components.executor import SERIAL, Executor, open_executor
+from components.instruct.items import as_table, items_about, table_about
+from components.instruct.stored import OUT, RECORDS, read_items
+from components.params import InstructParams, load_params, to_dict
 from components.progress import track
-from components.records.schema import Record
 from components.records.store import RecordStore
 from components.storage import fresh_folder, sha256
 
-RECORDS = Path("data/records")
-OUT = Path("data/items")
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["build_items", "items_about", "read_items"]
+
 SHARD_ITEMS = 100_000
 
 
-def build_items(params: InstructParams, records: Path = RECORDS, out: Path = OUT) -> dict[str, Any]:
+def build_items(
+    params: InstructParams, records: Path = RECORDS, out: Path = OUT, executor: Executor = SERIAL
+) -> dict[str, Any]:
     """Write `items-*.parquet` and `manifest.json` to `out`; returns the manifest.
 
-    Test records get no items: what an exam asks must not be read in training.
+    Test records get no items: what an exam asks must not be read in training. `executor` writes the questions; they
+    are the same whichever it is.
     """
     store = RecordStore(records)
     indices = [i for i, split in enumerate(store.table["split"]) if split != "test"]
+    tables = executor.map(
+        partial(table_about, params=params),
+        (store.record(i, signal=False) for i in indices),
+        total=len(indices),
+        name=attrgetter("record_id"),
+    )
     counts: Counter[str] = Counter()
     with fresh_folder(out) as folder:
-        shard: list[Item] = []
-        shards = 0
-        for i in track(indices, len(indices), "instruct"):
-            shard += items_about(store.record(i, signal=False), params)
-            if len(shard) >= SHARD_ITEMS or i == indices[-1]:
-                _write_shard(shard, folder / f"items-{shards:05d}.parquet")
-                counts.update(f"{item.split} {item.metadata['subtask']} {item.metadata['type']}" for item in shard)
+        shard: list[pa.Table] = []
+        shards = rows = 0
+        for done, table in enumerate(track(tables, len(indices), "instruct"), 1):
+            if table is not None:
+                shard.append(table)
+                rows += table.num_rows
+            if rows >= SHARD_ITEMS or done == len(indices):
+                counts.update(_write_shard(shard, folder / f"items-{shards:05d}.parquet"))
                 shards += 1
-                shard = []
+                shard, rows = [], 0
         manifest = {
             "params": to_dict(params),
             "items": sum(counts.values()),
@@ -57,64 +67,21 @@ def build_items(params: InstructParams, records: Path = RECORDS, out: Path = OUT
     return manifest
 
 
-def items_about(record: Record, params: InstructParams) -> list[Item]:
-    """The items of one record; the same for the same record and seed, whatever else is in the store."""
-    rng = np.random.default_rng([params.seed, *hashlib.sha256(record.record_id.encode()).digest()[:8]])
-    questions = questions_about(record.labels, record.measurements, rng, params.items_per_record)
-    return [_item(record, number, question) for number, question in enumerate(questions)]
-
-
-def read_items(folder: Path, split: str) -> dict[str, list[Question]]:
-    """Questions by record id for one split, read back from the shards.
-
-    Raises:
-        UserError: no shards in `folder`.
-    """
-    import pyarrow.parquet as pq
-
-    shards = sorted(folder.glob("items-*.parquet"))
-    if not shards:
-        raise UserError(f"{folder}: no items-*.parquet found; run the stage first: dvc repro instruct")
-    questions: dict[str, list[Question]] = {}
-    for path in shards:
-        for row in pq.read_table(path, filters=[("split", "=", split)]).to_pylist():
-            human, answer = (turn["value"] for turn in row["conversations"])
-            meta = row["metadata"]
-            question = Question(
-                human.removeprefix(f"{IMAGE}\n"), answer, meta["subtask"], meta["type"], meta["template"]
-            )
-            questions.setdefault(row["record_id"], []).append(question)
-    return questions
-
-
-def _item(record: Record, number: int, question: Question) -> Item:
-    return Item(
-        id=f"{record.record_id}-{number:03d}",
-        record_id=record.record_id,
-        patient_id=record.patient_id,
-        split=record.split,
-        conversations=(
-            {"from": "human", "value": f"{IMAGE}\n{question.question}"},
-            {"from": "gpt", "value": question.answer},
-        ),
-        metadata={
-            "subtask": question.subtask,
-            "type": question.type,
-            "language": "en",
-            "template": question.template,
-            "label_provenance": record.label_provenance,
-        },
-        source=record.source,
-    )
-
-
-def _write_shard(items: Iterable[Item], path: Path) -> None:
+def _write_shard(tables: list[pa.Table], path: Path) -> Counter[str]:
+    """Write the rows of `tables`; returns how many there are of each split, subtask and type."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [dataclasses.asdict(item) | {"conversations": list(item.conversations)} for item in items]
-    pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
+    # In one piece, as if it had been made at once: the pieces would show in the file's pages.
+    whole = pa.concat_tables(tables).combine_chunks() if tables else as_table([])
+    pq.write_table(whole, path, compression="zstd")
+    about = whole["metadata"].to_pylist() if tables else []
+    splits = whole["split"].to_pylist() if tables else []
+    return Counter(f"{split} {row['subtask']} {row['type']}" for split, row in zip(splits, about, strict=True))
 
 
 if __name__ == "__main__":
-    print(json.dumps(build_items(load_params().instruct), indent=1))
+    params = load_params()
+    with open_executor(params.compute) as executor:
+        manifest = build_items(params.instruct, executor=executor)
+    print(json.dumps(manifest, indent=1))

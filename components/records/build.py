@@ -8,23 +8,29 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from components.executor import SERIAL, Executor, open_executor
 from components.params import RecordsParams, UserError, load_params, nearest, to_dict
 from components.progress import track
-from components.records.measure import measure
+from components.records.examine import examine
 from components.records.ptbxl import read_ptbxl
-from components.records.quality import drop_reason, flags
-from components.records.schema import Dropped, Record, Source
+from components.records.schema import Source
 from components.records.store import write_store
+
+if TYPE_CHECKING:
+    from components.records.simulator import Member
 
 OUT = Path("data/records")
 
 
-def build_records(params: RecordsParams, out: Path = OUT) -> dict[str, Any]:
+def build_records(params: RecordsParams, out: Path = OUT, executor: Executor = SERIAL) -> dict[str, Any]:
     """Write the record store `out` from the source that `params` names; returns its manifest.
+
+    `executor` reads, checks and measures the records; the store is the same whichever it is.
 
     Raises:
         UserError: a parameter or the source cannot be used, or more than `max_bad_fraction` of the records
@@ -33,8 +39,14 @@ def build_records(params: RecordsParams, out: Path = OUT) -> dict[str, Any]:
     """
     _check(params)
     source = SOURCES[params.source](params)
+    examined = executor.map(
+        partial(examine, read=source.read, seconds=params.seconds),
+        source.stream,
+        total=source.total,
+        name=attrgetter("record_id"),
+    )
     return write_store(
-        _examined(track(source.stream, source.total, "records"), params.seconds),
+        track(examined, source.total, "records"),
         out,
         shard_records=params.shard_records,
         max_bad_fraction=params.max_bad_fraction,
@@ -44,37 +56,24 @@ def build_records(params: RecordsParams, out: Path = OUT) -> dict[str, Any]:
     )
 
 
-def _examined(stream: Iterable[Record | Dropped], seconds: float) -> Iterator[Record | Dropped]:
-    """Set unreadable records aside, flag doubtful ones, and measure those whose source did not."""
-    for record in stream:
-        if isinstance(record, Dropped):
-            yield record
-        elif reason := drop_reason(record.signal_uv, record.sampling_rate_hz, seconds):
-            yield Dropped(record.record_id, *reason)
-        else:
-            yield replace(
-                record,
-                quality=tuple(sorted({*record.quality, *flags(record.signal_uv, record.sampling_rate_hz)})),
-                measurements=record.measurements or measure(record.signal_uv, record.sampling_rate_hz),
-            )
-
-
 def _simulated(params: RecordsParams) -> Source:
-    from components.records.simulator import read_cohort, simulate_cohort
+    from components.records.simulator import members_of, read_cohort, simulate_member
 
     cohort = read_cohort(Path(params.source_dir) / "cohort.yaml")
-    records: Iterator[Record] = simulate_cohort(cohort, params.sampling_rate_hz, params.seconds)
+    stream, total = members_of(cohort), cohort.patients
     if params.limit is not None:
-        records = _limit_folds(records, params.limit)
-    return Source("simulator", cohort.patients, records)
+        chosen = list(_limit_folds(stream, params.limit))
+        stream, total = iter(chosen), len(chosen)
+    read = partial(simulate_member, sampling_rate_hz=params.sampling_rate_hz, seconds=params.seconds)
+    return Source("simulator", total, stream, read=read)
 
 
-def _limit_folds(records: Iterable[Record], limit: int) -> Iterator[Record]:
+def _limit_folds(patients: Iterable[Member], limit: int) -> Iterator[Member]:
     counts: Counter[int] = Counter()
-    for record in records:
-        counts[record.fold] += 1
-        if counts[record.fold] <= limit:
-            yield record
+    for patient in patients:
+        counts[patient.fold] += 1
+        if counts[patient.fold] <= limit:
+            yield patient
 
 
 def _check(params: RecordsParams) -> None:
@@ -97,7 +96,9 @@ SOURCES: dict[str, Callable[[RecordsParams], Source]] = {"simulator": _simulated
 
 def main() -> int:
     try:
-        manifest = build_records(load_params().records)
+        params = load_params()
+        with open_executor(params.compute) as executor:
+            manifest = build_records(params.records, executor=executor)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,14 +10,16 @@ from __future__ import annotations
 import ast
 import csv
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from components.params import RecordsParams, UserError
 from components.records.schema import LEADS, Dropped, Provenance, Record, Sex, Source
 from components.records.splits import FOLDS, split_of
 from components.records.statements import STATEMENTS
-from components.records.waveform import BadRecord, read_waveform
+from components.records.waveform import BadRecord, decode_waveform, read_files
 
 HOME = "https://physionet.org/content/ptb-xl"
 DATABASE, STATEMENT_FILE = "ptbxl_database.csv", "scp_statements.csv"
@@ -63,7 +65,27 @@ def read_ptbxl(params: RecordsParams) -> Source:
     _check_codes(rows, folder / DATABASE)
     if params.limit is not None:
         rows = _limit_folds(rows, params.limit)
-    return Source("ptbxl", len(rows), _read_rows(rows, folder, params.sampling_rate_hz), NOTES)
+    column = FILE_COLUMN[params.sampling_rate_hz]
+    raw = (_raw(row, folder, column) for row in rows)
+    return Source("ptbxl", len(rows), raw, NOTES, partial(read_raw, sampling_rate_hz=params.sampling_rate_hz))
+
+
+@dataclass(frozen=True, slots=True)
+class RawRecord:
+    """A row of the table and, as they are, the files it names; None where it names none below the source."""
+
+    record_id: str
+    row: dict[str, str]
+    stem: str
+    files: dict[str, bytes | str] | None
+
+
+def read_raw(raw: RawRecord, sampling_rate_hz: int) -> Record | Dropped:
+    """The record, or why it cannot be one."""
+    try:
+        return _read(raw, sampling_rate_hz)
+    except BadRecord as bad:
+        return Dropped(raw.record_id, bad.reason, bad.detail)
 
 
 def parse_labels(text: str) -> dict[str, float]:
@@ -83,33 +105,31 @@ def parse_labels(text: str) -> dict[str, float]:
     return labels
 
 
-def _read_rows(rows: list[dict[str, str]], folder: Path, sampling_rate_hz: int) -> Iterator[Record | Dropped]:
-    for row in rows:
-        record_id = f"ptbxl-{int(row['ecg_id']):05d}"
-        try:
-            yield _read_row(row, record_id, folder, sampling_rate_hz)
-        except BadRecord as bad:
-            yield Dropped(record_id, bad.reason, bad.detail)
+def _raw(row: dict[str, str], folder: Path, column: str) -> RawRecord:
+    name = Path(row[column])
+    outside = name.is_absolute() or ".." in name.parts or not name.name
+    files = None if outside else read_files(folder / name)
+    return RawRecord(f"ptbxl-{int(row['ecg_id']):05d}", {key: row[key] for key in COLUMNS}, str(name), files)
 
 
-def _read_row(row: Mapping[str, str], record_id: str, folder: Path, sampling_rate_hz: int) -> Record:
+def _read(raw: RawRecord, sampling_rate_hz: int) -> Record:
+    row = raw.row
     patient, fold, age = _number(row["patient_id"]), _number(row["strat_fold"]), _number(row["age"])
     if patient is None:
         raise BadRecord("no patient", f"patient_id {row['patient_id']!r}: cannot be kept in one split")
     if fold is None or fold not in FOLDS:
         raise BadRecord("no fold", f"strat_fold {row['strat_fold']!r}, expected 1..10")
-    name = Path(row[FILE_COLUMN[sampling_rate_hz]])
-    if name.is_absolute() or ".." in name.parts or not name.name:
-        raise BadRecord("missing file", f"{str(name)!r} is no path below the source")
+    if raw.files is None:
+        raise BadRecord("missing file", f"{raw.stem!r} is no path below the source")
     validated = row["validated_by_human"].lower() in ("true", "1")
     provenance: Provenance = "cardiologist" if validated else "machine"
     return Record(
-        record_id=record_id,
+        record_id=raw.record_id,
         patient_id=f"ptbxl-p{int(patient):05d}",
         source="ptbxl",
         sampling_rate_hz=sampling_rate_hz,
         leads=LEADS,
-        signal_uv=read_waveform(folder / name, sampling_rate_hz),
+        signal_uv=decode_waveform(Path(raw.stem).name, raw.files, sampling_rate_hz),
         age=STORED_AGE if age == OVER_89 else age,
         sex=SEXES.get(row["sex"].removesuffix(".0")),
         report=row["report"].strip(),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,11 +67,24 @@ class Dropped:
     detail: str = ""
 
 
+def as_it_is(record: Any) -> Any:
+    return record
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An opened source: `stream` yields each of `total` records, or what became of it, in a fixed order."""
+    """An opened source of `total` records in a fixed order.
+
+    `stream` yields what each is made from: plain data with a `record_id` that can be sent to another machine. `read`
+    makes the record of it, or says what became of it, wherever it is called.
+    """
 
     name: str
     total: int
-    stream: Iterator[Record | Dropped]
+    stream: Iterator[Any]
     notes: tuple[str, ...] = ()
+    read: Callable[[Any], Record | Dropped] = as_it_is
+
+    def records(self) -> Iterator[Record | Dropped]:
+        """The records, read here one after the other."""
+        return map(self.read, self.stream)

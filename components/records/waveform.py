@@ -9,6 +9,7 @@ and files resampled after publication keep stale ones.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,23 @@ class Header:
 
 
 def read_waveform(stem: Path, sampling_rate_hz: int) -> NDArray[np.int16]:
-    """int16 [12, samples] in microvolts, rows in the order of `LEADS`, of the record `stem`.hea.
+    """`decode_waveform` of the files of the record `stem`.hea."""
+    return decode_waveform(stem.name, read_files(stem), sampling_rate_hz)
+
+
+def read_files(stem: Path) -> dict[str, bytes | str]:
+    """The record's files by name, as they are; in place of one that cannot be read, why."""
+    header = stem.name + ".hea"
+    files = {header: _read_bytes(stem.with_name(header))}
+    try:
+        signal = parse_header(_text(header, files), header).file
+    except BadRecord:  # told when it is decoded
+        return files
+    return files | {signal: _read_bytes(stem.with_name(signal))}
+
+
+def decode_waveform(name: str, files: Mapping[str, bytes | str], sampling_rate_hz: int) -> NDArray[np.int16]:
+    """int16 [12, samples] in microvolts, rows in the order of `LEADS`, from the files of the record `name`.hea.
 
     Values beyond ±32,767 µV are clipped there (quality drops them); `MISSING_UV` marks unrecorded samples.
 
@@ -52,17 +69,17 @@ def read_waveform(stem: Path, sampling_rate_hz: int) -> NDArray[np.int16]:
         BadRecord: a missing file, a header that is broken or promises another rate or not these 12 leads,
             an unsupported format, or a signal file whose length is not what the header promises.
     """
-    path = stem.with_name(stem.name + ".hea")
-    header = parse_header(_read_bytes(path).decode("utf-8", "replace"), path.name)
+    of_header = f"{name}.hea"
+    header = parse_header(_text(of_header, files), of_header)
     if header.sampling_rate_hz != sampling_rate_hz:
-        found = f"{path.name} says {header.sampling_rate_hz:g} Hz, expected {sampling_rate_hz} Hz"
+        found = f"{of_header} says {header.sampling_rate_hz:g} Hz, expected {sampling_rate_hz} Hz"
         raise BadRecord("wrong sampling rate", found)
     if absent := [lead for lead in LEADS if lead not in header.leads]:
-        raise BadRecord("missing lead", f"{path.name} has no lead {', '.join(absent)}")
+        raise BadRecord("missing lead", f"{of_header} has no lead {', '.join(absent)}")
     if len(set(header.leads)) < len(header.leads):
-        raise BadRecord("unreadable header", f"{path.name} names a lead twice: {' '.join(header.leads)}")
+        raise BadRecord("unreadable header", f"{of_header} names a lead twice: {' '.join(header.leads)}")
 
-    content = _read_bytes(path.with_name(header.file))
+    content = _content(header.file, files)
     expected = 2 * len(header.leads) * header.samples
     if len(content) != expected:
         reason = "truncated signal file" if len(content) < expected else "overlong signal file"
@@ -107,8 +124,19 @@ def _to_microvolts(
     return microvolts
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes | str:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise BadRecord("missing file", f"{path.name}: {error.strerror}") from error
+        return error.strerror or type(error).__name__
+
+
+def _content(file: str, files: Mapping[str, bytes | str]) -> bytes:
+    content = files[file]
+    if isinstance(content, str):
+        raise BadRecord("missing file", f"{file}: {content}")
+    return content
+
+
+def _text(file: str, files: Mapping[str, bytes | str]) -> str:
+    return _content(file, files).decode("utf-8", "replace")

@@ -195,7 +195,7 @@ def simulated_validation(params: PretrainParams) -> list[Record]:
 def real_records(folder: Path) -> list[Record]:
     """Records of PTB-XL's fold 9 with at least one diagnostic statement."""
     source = read_ptbxl(RecordsParams("ptbxl", str(folder), 100, 10.0, 0.0, None, 1))
-    found = (record for record in source.stream if isinstance(record, Record))
+    found = (record for record in source.records() if isinstance(record, Record))
     return [record for record in found if record.fold == 9 and superclasses_of(record.labels)]
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from components.instruct.build import read_items
 from components.instruct.schema import Question
+from components.instruct.stored import read_items
 from components.models.chat import BlockEncoder, tokenizer_of
 from components.models.families import Page
 from components.models.packing import IGNORED, Packed, answer_loss, pack

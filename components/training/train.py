@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from components.instruct.build import OUT as ITEMS
-from components.instruct.build import RECORDS, read_items
+from components.instruct.stored import OUT as ITEMS
+from components.instruct.stored import RECORDS, read_items
 from components.params import Params, UserError
 from components.records.store import RecordStore
 from components.storage import sha256

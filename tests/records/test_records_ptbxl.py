@@ -17,7 +17,7 @@ from components.records.waveform import BadRecord
 
 def read(folder: PtbxlFolder, **changes: object) -> dict[str, Record | Dropped]:
     source = read_ptbxl(ptbxl_params(folder.folder, **changes))
-    items = list(source.stream)
+    items = list(source.records())
     assert len(items) == source.total
     return {item.record_id: item for item in items}
 
@@ -151,7 +151,7 @@ def test_labels_come_sorted() -> None:
 @pytest.mark.real_data
 def test_the_real_part(real_data: Path) -> None:
     source = read_ptbxl(ptbxl_params(real_data / "ptb-xl"))
-    records = [item for item in source.stream if isinstance(item, Record)]
+    records = [item for item in source.records() if isinstance(item, Record)]
     assert source.total == len(records) == 2801
     assert len({record.patient_id for record in records}) == 2722
     folds = Counter(record.fold for record in records)
@@ -165,4 +165,4 @@ def test_the_real_part(real_data: Path) -> None:
 @pytest.mark.real_data
 def test_the_real_part_at_500_hz_is_mostly_missing(real_data: Path) -> None:
     source = read_ptbxl(ptbxl_params(real_data / "ptb-xl", sampling_rate_hz=500))
-    assert Counter(item.reason for item in source.stream if isinstance(item, Dropped)) == {"missing file": 2346}
+    assert Counter(item.reason for item in source.records() if isinstance(item, Dropped)) == {"missing file": 2346}

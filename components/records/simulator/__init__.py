@@ -1,6 +1,15 @@
 """Simulated patients: a heart dipole, conditions with their statements, hospitals with their machines."""
 
-from components.records.simulator.cohort import Batch, Cohort, add_batch, read_cohort, simulate_cohort
+from components.records.simulator.cohort import (
+    Batch,
+    Cohort,
+    Member,
+    add_batch,
+    members_of,
+    read_cohort,
+    simulate_cohort,
+    simulate_member,
+)
 from components.records.simulator.conditions import CONDITIONS
 from components.records.simulator.hospitals import BASE_NEVER, HOSPITALS, Hospital
 from components.records.simulator.patients import simulate
@@ -13,10 +22,13 @@ __all__ = [
     "Batch",
     "Cohort",
     "Hospital",
+    "Member",
     "add_batch",
     "fold_of",
+    "members_of",
     "read_cohort",
     "simulate",
     "simulate_cohort",
+    "simulate_member",
     "split_of",
 ]

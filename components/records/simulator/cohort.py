@@ -15,7 +15,8 @@ from typing import Any
 
 from components.params import UserError
 from components.records.schema import Record
-from components.records.simulator.patients import find_hospital, simulate
+from components.records.simulator.patients import find_hospital, ids_of, simulate
+from components.records.splits import fold_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,23 @@ class Cohort:
                 number += 1
 
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A patient yet to be simulated."""
+
+    hospital: str
+    patient: int
+    seed: int
+
+    @property
+    def record_id(self) -> str:
+        return ids_of(self.hospital, self.patient)[0]
+
+    @property
+    def fold(self) -> int:
+        return fold_of(ids_of(self.hospital, self.patient)[1])
+
+
 def read_cohort(path: Path | str) -> Cohort:
     """Read `cohort.yaml`. Raises UserError naming the key that is missing, unknown or wrong."""
     return _cohort(_load(Path(path)), Path(path))
@@ -60,11 +78,19 @@ def add_batch(path: Path | str, patients: int, seed: int | None = None) -> Cohor
     return read_cohort(path)
 
 
+def members_of(cohort: Cohort) -> Iterator[Member]:
+    """The patients, in the order of their numbers."""
+    return (Member(cohort.hospital, patient, seed) for patient, seed in cohort.members())
+
+
 def simulate_cohort(cohort: Cohort, sampling_rate_hz: int = 100, seconds: float = 10.0) -> Iterator[Record]:
     """One record a patient, in the order of their numbers."""
-    hospital = find_hospital(cohort.hospital)
-    for patient, seed in cohort.members():
-        yield simulate(hospital, patient, seed, sampling_rate_hz, seconds)
+    return (simulate_member(member, sampling_rate_hz, seconds) for member in members_of(cohort))
+
+
+def simulate_member(member: Member, sampling_rate_hz: int, seconds: float) -> Record:
+    """The patient's record."""
+    return simulate(member.hospital, member.patient, member.seed, sampling_rate_hz, seconds)
 
 
 def _yaml() -> Any:

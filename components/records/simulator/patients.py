@@ -56,10 +56,10 @@ def simulate(
     electrodes, quality = noise.disturb(
         world, noise.electrodes_of(case.heart.torso @ dipole), sampling_rate_hz, place.machine
     )
-    patient_id = f"sim-{place.name}-p{patient:06d}"
+    record_id, patient_id = ids_of(place.name, patient)
     fold = fold_of(patient_id)
     return Record(
-        record_id=f"sim-{place.name}-{patient:06d}",
+        record_id=record_id,
         patient_id=patient_id,
         source="simulator",
         sampling_rate_hz=sampling_rate_hz,
@@ -75,6 +75,11 @@ def simulate(
         fold=fold,
         quality=quality,
     )
+
+
+def ids_of(hospital: str, patient: int) -> tuple[str, str]:
+    """Record and patient id."""
+    return f"sim-{hospital}-{patient:06d}", f"sim-{hospital}-p{patient:06d}"
 
 
 def find_hospital(hospital: Hospital | str) -> Hospital:
