@@ -371,6 +371,34 @@ def history(
         raise typer.Exit(1)
 
 
+@app.command()
+def deploy(
+    repository: Annotated[
+        str | None, typer.Option(metavar="URL", help="What workers clone; default: this clone's origin, or its folder.")
+    ] = None,
+    branch: Annotated[str | None, typer.Option(metavar="NAME", help="Default: the one checked out here.")] = None,
+    cpu: Annotated[str, typer.Option(metavar="KIND", help="Of the pool cpu: a template of infra/pools.")] = "process",
+    gpu: Annotated[str, typer.Option(metavar="KIND", help="Of the pool gpu: a template of infra/pools.")] = "process",
+    as_json: Json = False,
+) -> None:
+    """Set up a team's Prefect server: pools, deployments, and the automations that find runs whose machine died."""
+
+    def work() -> Document:
+        from flows.deploy import deploy as set_up
+
+        return set_up(repository, branch, cpu, gpu)
+
+    def tell(answer: Document) -> None:
+        where = answer["variables"]
+        print(f"Workers clone {where['ecg_repository']}, branch {where['ecg_branch']}.")
+        for name, kind in answer["pools"].items():
+            print(f"Pool '{name}' ({kind}); a worker for it: prefect worker start --pool {name}")
+        for name in answer["automations"]:
+            print(f"Automation: {name}")
+
+    _answer(as_json, work, tell)
+
+
 @app.command("recipes")
 def list_recipes(
     use: Annotated[str | None, typer.Option(metavar="NAME", help="Put this recipe in force and run nothing.")] = None,

@@ -153,6 +153,13 @@ def check_out(branch: str, commit: str) -> None:
     git("-c", "advice.detachedHead=false", "checkout", "--quiet", "--detach", commit)
 
 
+def complete() -> None:
+    """Fetch what a shallow clone lacks: every commit, also those of runs' branches."""
+    if git("rev-parse", "--is-shallow-repository") == "true":
+        git("fetch", "--quiet", "--unshallow", REMOTE)
+    git("fetch", "--quiet", REMOTE, f"+refs/heads/*:refs/remotes/{REMOTE}/*")
+
+
 def tree(commit: str) -> str:
     """Git's name of all files of `commit`: the same for the same code, params and dvc.lock."""
     return git("rev-parse", f"{commit}^{{tree}}")

@@ -107,9 +107,9 @@ def _check_gpus() -> None:
         raise UserError(f"{GPUS}: found '{expected}', expected how many accelerators this machine has")
     if expected == "0":
         return
-    import torch
+    from components.models.doctor import accelerators
 
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    found = accelerators()
     if found < int(expected):
         raise UserError(
             f"{GPUS}: this machine shows {found} accelerator(s), expected {expected}; look at its driver (nvidia-smi), "

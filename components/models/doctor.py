@@ -72,6 +72,13 @@ def diagnose(params: Params, device: str | None = None, folder: Path = Path()) -
     return Diagnosis(tuple(rows), result, result.modules)
 
 
+def accelerators() -> int:
+    """How many this machine has that torch can use."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def _hub(params: Params) -> Row:
     from components.models.bases import is_local
 

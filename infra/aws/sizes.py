@@ -16,7 +16,7 @@ class Size:
     disk_gb: int = 20  # what comes with a task
 
 
-# A lost receiver is found by the schedule of `decide`, a lost dispatcher is started again while its tasks go on. MLflow,
+# A lost receiver is found by the schedule of `decide`, a lost dispatcher starts again while its tasks go on. MLflow,
 # Prefect and the worker carry a run that has hours of GPU behind it: they stay.
 MLFLOW = Size("mlflow", 512, 2048, spot=False)
 PREFECT = Size("prefect", 512, 2048, spot=False)

@@ -22,9 +22,9 @@ def server(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def worker(server: Prefect, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A worker of the pool; its log."""
     log = tmp_path_factory.mktemp("worker") / "worker.log"
-    template = "infra/process-pool.json"
+    template = "infra/pools/process-in-place.json"
     server.prefect("work-pool", "create", "local", "--type", "process", "--base-job-template", template)
-    server.prefect("--no-prompt", "deploy", "--all")
+    server.prefect("--no-prompt", "deploy", "--prefect-file", "infra/one-machine.yaml", "--all")
     with background([PREFECT, "worker", "start", "--pool", "local"], server.cwd, server.environment, log):
         yield log
 

@@ -382,7 +382,7 @@ def pipeline(team: Team, first: int) -> Iterator[Pipeline]:
     home = team.folder / "prefect"
     home.mkdir()
     worker, receiver = home / "worker.log", home / "receiver.log"
-    template = "infra/process-pool.json"
+    template = "infra/pools/process-in-place.json"
     database, account = make_database(team.postgresql, "prefect"), f"team:{secrets.token_hex(16)}"
     with prefect_server(root, environment, home, database, account) as server:
         server.prefect("work-pool", "create", "local", "--type", "process", "--base-job-template", template)

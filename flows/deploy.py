@@ -1,0 +1,158 @@
+"""`ecg deploy`: what a team's Prefect server has to know, set up or brought up to date; again without harm.
+
+Variables (where the code is), work pools, the deployments of prefect.yaml, and the automations that find runs whose
+machine died: a run that sends no heartbeat is given up as Crashed; a `retrain` that crashed is started again, and goes
+on from what it had pushed; a `stage` that crashed is asked for again by the `retrain` that waits for it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.params import UserError
+from flows.project import environment
+from flows.replica import GitFailed, git
+from flows.report import Document
+
+if TYPE_CHECKING:
+    from prefect.automations import Automation
+
+POOLS = Path("infra/pools")
+HEARTBEATS_MISSED = 3
+HEARTBEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"  # seconds; in the pools' templates
+GIVEN_UP, STARTED_AGAIN = "ecg: runs without a heartbeat are given up", "ecg: a crashed retraining is started again"
+ENDED = ("Completed", "Failed", "Cancelled", "Crashed")
+
+
+def deploy(repository: str | None, branch: str | None, cpu: str, gpu: str) -> Document:
+    """Set up the Prefect server that PREFECT_API_URL leads to.
+
+    Args:
+        repository: what workers clone; None: this clone's origin, or its folder where it has none.
+        branch: the branch they run; None: the one checked out here.
+        cpu: kind of the pool `cpu`, by the name of its template: process | docker | kubernetes | ecs.
+        gpu: the same of the pool `gpu`.
+
+    Raises:
+        UserError: no server, no template of that kind, or Prefect refuses.
+    """
+    source = repository or _origin()
+    head = branch or git("rev-parse", "--abbrev-ref", "HEAD")
+    variables = {"ecg_repository": source, "ecg_branch": head}
+    for name, value in variables.items():
+        _prefect("variable", "set", name, json.dumps(value), "--overwrite")
+    pools = {"cpu": cpu, "gpu": gpu}
+    for name, kind in pools.items():
+        template = POOLS / f"{kind}-{name}.json"
+        if not template.is_file():
+            known = sorted(path.stem.removesuffix(f"-{name}") for path in POOLS.glob(f"*-{name}.json"))
+            raise UserError(f"--{name}: found '{kind}', expected one of {', '.join(known)} ({POOLS})")
+        _prefect("work-pool", "create", name, "--type", kind, "--base-job-template", str(template), "--overwrite")
+    _prefect("--no-prompt", "deploy", "--all")
+    automations = [_keep(one) for one in (_give_up(_heartbeat_seconds(POOLS / f"{gpu}-gpu.json")), _start_again())]
+    return {"variables": variables, "pools": pools, "automations": automations}
+
+
+def _origin() -> str:
+    try:
+        return git("remote", "get-url", "origin")
+    except GitFailed:
+        return str(Path.cwd())
+
+
+def _heartbeat_seconds(template: Path) -> int:
+    tree = json.loads(template.read_text())
+    return int(tree["variables"]["properties"]["env"]["default"][HEARTBEAT])
+
+
+def _give_up(heartbeat_seconds: int) -> Automation:
+    """Prefect's own recipe for zombies: a heartbeat, and then neither another nor an end."""
+    from prefect.automations import Automation
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import EventTrigger, Posture
+
+    return Automation(
+        name=GIVEN_UP,
+        description="The machine of such a run is gone: it can no longer say how it ended.",
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{state}" for state in ENDED)},
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=HEARTBEATS_MISSED * heartbeat_seconds),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED,
+                message=f"No heartbeat for {HEARTBEATS_MISSED * heartbeat_seconds} s.",
+                force=True,
+            )
+        ],
+    )
+
+
+def _start_again() -> Automation:
+    from prefect.automations import Automation
+    from prefect.events.actions import RunDeployment
+    from prefect.events.schemas.automations import EventTrigger, Posture
+
+    return Automation(
+        name=STARTED_AGAIN,
+        description="With the parameters it had. One that crashes time and again is left alone (flows/retrain.py).",
+        trigger=EventTrigger(
+            expect={"prefect.flow-run.Crashed"},
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            match_related={"prefect.resource.role": ["flow"], "prefect.resource.name": ["retrain"]},
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        actions=[
+            RunDeployment(
+                source="selected",
+                deployment_id=_deployment("retrain/retrain"),
+                parameters={name: _as_it_was(name) for name in ("recipe", "overrides", "in_clone", "elsewhere")},
+            )
+        ],
+    )
+
+
+def _as_it_was(parameter: str) -> Mapping[str, Any]:
+    """A parameter of the run that crashed, by Prefect's templates."""
+    template = "{{ flow_run.parameters['" + parameter + "'] | tojson }}"
+    return {"__prefect_kind": "json", "value": {"__prefect_kind": "jinja", "template": template}}
+
+
+def _deployment(name: str) -> Any:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        return client.read_deployment_by_name(name).id
+
+
+def _keep(automation: Automation) -> str:
+    """Make the automation, or bring the one of its name up to date."""
+    from prefect.automations import Automation
+
+    try:
+        automation.id = Automation.read(name=automation.name).id
+        automation.update()
+    except ValueError:  # there is none of that name
+        automation.create()
+    return automation.name
+
+
+def _prefect(*arguments: str) -> None:
+    command: Sequence[str] = [str(Path(sys.executable).with_name("prefect")), *arguments]
+    done = subprocess.run(command, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode != 0:
+        said = (done.stdout + done.stderr).strip()[-800:]
+        raise UserError(f"prefect {' '.join(arguments)}: {said}; is PREFECT_API_URL that of a Prefect server?")
