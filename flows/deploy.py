@@ -8,12 +8,16 @@ on from what it had pushed; a `stage` that crashed is asked for again by the `re
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from components.params import UserError
 from flows.project import environment
@@ -53,10 +57,30 @@ def deploy(repository: str | None, branch: str | None, cpu: str, gpu: str) -> Do
         if not template.is_file():
             known = sorted(path.stem.removesuffix(f"-{name}") for path in POOLS.glob(f"*-{name}.json"))
             raise UserError(f"--{name}: found '{kind}', expected one of {', '.join(known)} ({POOLS})")
-        _prefect("work-pool", "create", name, "--type", kind, "--base-job-template", str(template), "--overwrite")
+        with _filled(template) as filled:
+            _prefect("work-pool", "create", name, "--type", kind, "--base-job-template", filled, "--overwrite")
     _prefect("--no-prompt", "deploy", "--all")
     automations = [_keep(one) for one in (_give_up(_heartbeat_seconds(POOLS / f"{gpu}-gpu.json")), _start_again())]
     return {"variables": variables, "pools": pools, "automations": automations}
+
+
+@contextmanager
+def _filled(template: Path) -> Iterator[str]:
+    """A file with the template's ${VARIABLES} as the environment has them: names of a cloud's own things.
+
+    Raises:
+        UserError: one of them is not set.
+    """
+    text = template.read_text()
+    missing = sorted({name for name in re.findall(r"\$\{(\w+)\}", text) if not os.environ.get(name)})
+    if missing:
+        raise UserError(
+            f"{template}: found no {', '.join(missing)} in the environment, expected what it is filled in with"
+        )
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        file.write(os.path.expandvars(text))
+        file.flush()
+        yield file.name
 
 
 def _origin() -> str:
@@ -120,6 +144,7 @@ def _start_again() -> Automation:
                 source="selected",
                 deployment_id=_deployment("retrain/retrain"),
                 parameters={name: _as_it_was(name) for name in ("recipe", "overrides", "in_clone", "elsewhere")},
+                job_variables=None,
             )
         ],
     )
@@ -143,7 +168,7 @@ def _keep(automation: Automation) -> str:
     from prefect.automations import Automation
 
     try:
-        automation.id = Automation.read(name=automation.name).id
+        automation.id = cast(Automation, Automation.read(name=automation.name)).id
         automation.update()
     except ValueError:  # there is none of that name
         automation.create()

@@ -386,7 +386,7 @@ def pipeline(team: Team, first: int) -> Iterator[Pipeline]:
     database, account = make_database(team.postgresql, "prefect"), f"team:{secrets.token_hex(16)}"
     with prefect_server(root, environment, home, database, account) as server:
         server.prefect("work-pool", "create", "local", "--type", "process", "--base-job-template", template)
-        server.prefect("--no-prompt", "deploy", "--name", "decide-now")
+        server.prefect("--no-prompt", "deploy", "--prefect-file", "infra/one-machine.yaml", "--name", "decide-now")
         logged_in = {**server.environment, **team.mlflow.environment("decider"), "PREFECT_WORKER_QUERY_SECONDS": "2"}
         with background([PREFECT, "worker", "start", "--pool", "local"], root, logged_in, worker):
             address = f"http://127.0.0.1:{free_port()}{PATH}"
@@ -441,7 +441,7 @@ def test_an_approval_is_acted_on_by_the_schedule(pipeline: Pipeline) -> None:
     """The receiver is down, and MLflow's delivery lost: the schedule finds the approval within its minute."""
     team = pipeline.team
     number = team.register("tom", BEST, seed=3)
-    pipeline.prefect.prefect("--no-prompt", "deploy", "--name", "decide")
+    pipeline.prefect.prefect("--no-prompt", "deploy", "--prefect-file", "infra/one-machine.yaml", "--name", "decide")
     approved = time.monotonic()
     assert team.tag("ada", number, "approval", "approved", UI_TAG)[0] == 200
     wait_until(lambda: team.champion() == number, 300, pipeline.worker, every=0.5)
