@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # More threads than free cores make small models slower.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install retrain ui test test-slow clean
+.PHONY: install retrain ui deploy test test-slow clean
 
 install: $(INSTALLED)
 
@@ -29,6 +29,9 @@ retrain: install
 
 ui: install
 	$(BIN)/ecg ui
+
+deploy: install   # a team's Prefect server: docs/operations.md
+	$(BIN)/ecg deploy
 
 test: install
 	$(BIN)/ruff check .

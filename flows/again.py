@@ -6,10 +6,11 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from components.params import load_params
+from flows import notify
 from flows.report import Document
 
 
-@flow(name="reproduce")
+@flow(name="reproduce", on_failure=[notify.on_failure], on_crashed=[notify.on_crashed])
 def reproduce(version: int, by: str, from_source: bool = False) -> Document:
     """Make a version again from its own commit, and say whether it is the same. What comes of it goes into the ledger.
 

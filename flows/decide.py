@@ -9,10 +9,10 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from components.params import load_params
-from flows import report
+from flows import notify, report
 
 
-@flow(name="decide")
+@flow(name="decide", on_failure=[notify.on_failure], on_crashed=[notify.on_crashed])
 def decide() -> list[report.Document]:
     """Promote or refuse every approved version of the recipe in force; returns one document each.
 

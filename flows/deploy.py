@@ -117,6 +117,7 @@ def _give_up(heartbeat_seconds: int) -> Automation:
         actions=[
             ChangeFlowRunState(
                 state=StateType.CRASHED,
+                name=None,
                 message=f"No heartbeat for {HEARTBEATS_MISSED * heartbeat_seconds} s.",
                 force=True,
             )

@@ -18,7 +18,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 
 from components.params import UserError, load_params
-from flows import clone, preflight
+from flows import clone, notify, preflight
 from flows.artifacts import StageProgress, patient
 from flows.report import Document
 from flows.stage import INTERRUPTED, StageFailed, no_orphans, run_stage
@@ -36,7 +36,7 @@ REMARK_SECONDS = 600.0  # between remarks that no worker has come yet
 OnNews = Callable[[str], None]
 
 
-@flow(name="stage")
+@flow(name="stage", on_failure=[notify.on_failure], on_crashed=[notify.on_crashed])
 def stage(name: str, branch: str, commit: str, tracking: dict[str, str] | None = None) -> Document:
     """Bring one stage of the pipeline up to date on this worker, and push what it made. Started by `retrain`.
 

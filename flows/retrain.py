@@ -22,7 +22,7 @@ from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from components.params import Params
-from flows import clone, preflight, project, recipes, report, show
+from flows import clone, notify, preflight, project, recipes, report, show
 from flows.artifacts import StageProgress
 from flows.stage import Outcome, no_orphans, run_stage
 
@@ -33,7 +33,13 @@ if TYPE_CHECKING:
 TWO_AT_ONCE = cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=2))  # train ∥ baseline
 
 
-@flow(name="retrain", task_runner=TWO_AT_ONCE, validate_parameters=False)
+@flow(
+    name="retrain",
+    task_runner=TWO_AT_ONCE,
+    validate_parameters=False,
+    on_failure=[notify.on_failure],
+    on_crashed=[notify.on_crashed],
+)
 def retrain(
     recipe: str | None = None, overrides: Sequence[str] = (), in_clone: bool = False, elsewhere: Sequence[str] = ()
 ) -> report.Document:
@@ -68,6 +74,8 @@ def retrain(
         make(params)
         registered = register(params)
         verdict = gate(params, registered.version)
+        if not verdict.passed:
+            notify.tell_refusal(params, registered.version)
     status = "registered" if registered.created else "nothing-to-do"
     answer = report.summarize(status, params, registered.version, verdict)
     publish(answer, params)
@@ -94,6 +102,8 @@ def _in_clone(chosen: recipes.Resolution, elsewhere: Sequence[str]) -> report.Do
         commit = clone.publish(branch, report.commit_message(params, look.newer))
         registered = register(params)
         verdict = gate(params, registered.version)
+        if not verdict.passed:
+            notify.tell_refusal(params, registered.version)
     status = "registered" if registered.created else "nothing-to-do"
     answer = report.summarize(status, params, registered.version, verdict)
     publish(answer, params)
