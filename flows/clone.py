@@ -228,8 +228,17 @@ def _date(ref: str) -> int:
 
 
 def _is_settled() -> bool:
-    """Whether no stage has work under the dvc.lock that stands here, data that are elsewhere counting as here."""
-    return "Running stage" not in _dvc("repro", "--dry", "--allow-missing")
+    """Whether no stage has work under the dvc.lock that stands here, data that are elsewhere counting as here.
+
+    Raises:
+        UserError: dvc.yaml or params.yaml is no valid pipeline.
+    """
+    done = subprocess.run(dvc("repro", "--dry", "--allow-missing"), env=environment(), capture_output=True, text=True)
+    if "Running stage" in done.stdout or "failed to reproduce" in done.stderr:
+        return False  # the second: a stage has work, and what it needs is not here
+    if done.returncode != 0:
+        raise UserError(f"dvc.yaml: DVC cannot read the pipeline: {done.stderr.strip()}")
+    return True
 
 
 def _put_back(own: dict[str, str]) -> None:
@@ -247,6 +256,8 @@ def _finished() -> list[str]:
 def _tips() -> dict[str, str]:
     """Branch of a run -> subject of its last commit, newest first."""
     where = f"refs/remotes/{REMOTE}/{BRANCHES}"
+    if not git("ls-remote", REMOTE, f"refs/heads/{BRANCHES}*"):
+        return {}  # a fetch of none is an error
     git("fetch", "--quiet", "--depth=1", REMOTE, f"+refs/heads/{BRANCHES}*:{where}*")
     listed = git("for-each-ref", "--sort=-committerdate", "--format=%(refname)%09%(subject)", where)
     pairs = (line.split("\t", 1) for line in listed.splitlines())
