@@ -7,8 +7,8 @@ on simulated patients, or on real ones:
 
 - same: two disjoint sets of patients of one simulated hospital, drawn anew each time from a pool; halves, by patient,
   of the records of PTB-XL. With pages, as the encoder sees them, and without.
-- shifts: the new patients come from another hospital, have atrial fibrillation twice as often, are eight years older, or
-  are recorded by a noisier machine.
+- shifts: the new patients come from another hospital, have atrial fibrillation twice as often, are eight years older,
+  or are recorded by a noisier machine.
 - months: thirty daily looks at new records that accumulate, one alarm on any day counts.
 
 Drawing from a pool of a few thousand patients again and again, the repetitions overlap: the interval is that of as many

@@ -434,8 +434,8 @@ def _none_seen(rows: Sequence[Row], first: _Side, second: _Side, params: DriftPa
     blind = f" No shift of {', '.join(unseen)} would have been seen." if unseen else ""
     return (
         f"None seen in {len(rows)} tests of {len(second.tested)} new patients against {len(first.tested)}, at "
-        f"{params.level:.0%} for all together. Shifts of the size in column 'would have seen' had a chance of {POWER:.0%} "
-        f"or more{example}; smaller ones may be there.{blind}"
+        f"{params.level:.0%} for all together. Shifts of the size in column 'would have seen' had a chance of "
+        f"{POWER:.0%} or more{example}; smaller ones may be there.{blind}"
     )
 
 
@@ -482,8 +482,8 @@ def _check(params: DriftParams) -> None:
             raise UserError(f"drift.min_effect.{key}: found {value}, expected 0 or more and less than 1")
     if params.encoder is not None and params.max_pages < params.min_records:
         raise UserError(
-            f"drift.max_pages: found {params.max_pages}, expected at least drift.min_records ({params.min_records}), or "
-            "drift.encoder: null"
+            f"drift.max_pages: found {params.max_pages}, expected at least drift.min_records ({params.min_records}), "
+            "or drift.encoder: null"
         )
 
 

@@ -60,8 +60,8 @@ def markdown(document: dict[str, Any], rows: Sequence[Row], pictures: Sequence[s
         *(f"**{remark}**" for remark in document["remarks"]),
         f"Training data: {reference['records']:,} records of {reference['patients']:,} patients ({reference['store']}, "
         f"split {reference['split']}). New: {new['records']:,} records of {new['patients']:,} patients "
-        f"(`{new['origin']}`). Left out there: {new['known']:,} known already, {new['of_known_patients']:,} of patients "
-        f"who are known, {new['set_aside']:,} that could not be used.",
+        f"(`{new['origin']}`). Left out there: {new['known']:,} known already, {new['of_known_patients']:,} of "
+        f"patients who are known, {new['set_aside']:,} that could not be used.",
         *pictures,
     ]
     if tried:
@@ -123,7 +123,10 @@ def _tests(rows: Sequence[Row]) -> str:
     )
     lines = [head, "|" + "---|" * 12]
     for row in rows:
-        assert row.effect is not None and row.interval is not None and row.reference and row.new
+        assert row.effect is not None
+        assert row.interval is not None
+        assert row.reference is not None
+        assert row.new is not None
         low, high = row.interval
         verdict = "**drift**" if row.drifted else row.verdict
         smallest = "no shift" if row.smallest is None else f"{row.smallest:.3f}" + (f": {row.seen}" if row.seen else "")
@@ -180,10 +183,10 @@ def _reading(document: dict[str, Any], params: dict[str, Any]) -> str:
         f"A quantity has drifted when its corrected p-value is at most {params['level']:g} (`drift.level`) and its "
         f"effect reaches its limit (`drift.min_effect`). Tests by effect: {tests}. P-values are corrected for their "
         f"number, {document['tests']}, by Holm: where nothing differs, the chance that any test alarms is at most "
-        f"{params['level']:g} in one comparison. One record of each patient is tested (`patients`), as two of one person "
-        "are not independent; `records` counts all that have the value. A value shows median and quartiles. 'Would have "
-        f"seen' is the smallest effect that had a chance of {document['power']:.0%} to be called drift, were it the only "
-        f"one.\n\n{effects}\n\nKey of the data compared: `{document['key']}`. Not a medical device."
+        f"{params['level']:g} in one comparison. One record of each patient is tested (`patients`), as two of one "
+        "person are not independent; `records` counts all that have the value. A value shows median and quartiles. "
+        f"'Would have seen' is the smallest effect that had a chance of {document['power']:.0%} to be called drift, "
+        f"were it the only one.\n\n{effects}\n\nKey of the data compared: `{document['key']}`. Not a medical device."
     )
 
 

@@ -146,7 +146,7 @@ def signal_numbers(signal_uv: NDArray[np.int16], sampling_rate_hz: int) -> dict[
     leads = signal_uv[INDEPENDENT].astype(np.float64)
     low, high = np.percentile(leads, [AMPLITUDE_TAIL, 100 - AMPLITUDE_TAIL], axis=1)
     wander = uniform_filter1d(leads, max(1, round(WANDER_S * sampling_rate_hz)), axis=1).std(axis=1)
-    # Of white noise with deviation s the second difference has deviation sqrt(6) s, and its median size is .6745 of that.
+    # Of white noise with deviation s the second difference has deviation sqrt(6) s, and its median size is .67 of it.
     noise = np.median(np.abs(np.diff(leads, 2, axis=1)), axis=1) / (0.6745 * np.sqrt(6))
     return {
         "amplitude": float(np.median(high - low)),

@@ -4,7 +4,7 @@
 |---|---|---|
 | a share | Fisher's exact test (1934) | Cohen's h, the difference of the arcsines (1988): the same at 2 % and at 50 % |
 | a value | Kolmogorov and Smirnov | D, the largest difference of the distributions: of place, spread and shape |
-| an embedding | energy distance (Székely and Rizzo 2004), permuted | its share of the mean distance between the samples |
+| an embedding | energy distance (Székely and Rizzo 2004), permuted | its share of the mean distance between |
 
 Correction is Holm's (1979): it bounds the chance that any test alarms falsely, which is what a false alarm of the whole
 comparison is, whatever the dependence of the tests. Benjamini and Yekutieli's would bound the share of false ones
@@ -77,8 +77,8 @@ def cohens_h(first: float, second: float) -> float:
 def smallest_share(reference: tuple[int, int], m: int, level: float, least: float) -> float | None:
     """The smallest larger share that would be found in `m` new patients with a chance of `POWER`; None if none would.
 
-    Exact, given the reference: the least number of cases that Fisher's test finds at `level`, with an effect of `least`,
-    is so likely at that share and no smaller one.
+    Exact, given the reference: the least number of cases that Fisher's test finds at `level`, with an effect of
+    `least`, is so likely at that share and no smaller one.
     """
     a, n = reference
 
