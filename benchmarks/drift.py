@@ -55,13 +55,16 @@ def main() -> None:
     parser.add_argument("--shifted", type=int, default=500, help="simulated patients of each shift")
     parser.add_argument("--reference", type=int, default=1200, help="patients of the training data")
     parser.add_argument("--new", type=int, nargs="*", default=[150, 400], help="new patients")
+    parser.add_argument("--only", default="", help="of the shifts, those whose name holds this")
     parser.add_argument("--ptb-xl", type=Path, help="its folder; left out: simulated patients")
     given = parser.parse_args()
     params = load_params()
     print(f"revision {_revision()}; level {params.drift.level:g}, limits {params.drift.min_effect}\n", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         if given.ptb_xl is None:
-            _simulated(Path(scratch), given, params.drift)
+            # Without pages there is nothing to embed.
+            drift = params.drift if given.with_pages else replace(params.drift, encoder=None)
+            _simulated(Path(scratch), given, drift)
         else:
             _real(Path(scratch), given, params.records, params.drift)
 
@@ -74,7 +77,7 @@ def _simulated(scratch: Path, given: argparse.Namespace, params: DriftParams) ->
             _both(f"same hospital, {size} new", _disjoint(pool, given.reference, size), given, params)
     if "shifts" in given.cases:
         for name, shifted in _shifts(scratch, pool, given.shifted, params):
-            for size in given.new:
+            for size in given.new if given.only in name else []:
                 _both(f"{name}, {size} new", _against(pool, shifted, given.reference, size), given, params)
     if "months" in given.cases:
         _months(pool, given.reference, given.months, params)
@@ -179,7 +182,7 @@ def _shifts(scratch: Path, pool: Sample, patients: int, params: DriftParams) -> 
     """Each of other patients, whose numbers the pool does not have."""
     numbers = range(100_000, 100_000 + patients)
     own = HOSPITALS["riverside"]
-    doubled = {name: weight * (2.3 if name == "fibrillation" else 1.0) for name, weight in own.mix.items()}
+    doubled = {name: weight * (3.4 if name == "fibrillation" else 1.0) for name, weight in own.mix.items()}
     machine = replace(own.machine, drift_mv=1.5 * own.machine.drift_mv, muscle_mv=1.5 * own.machine.muscle_mv)
     yield "another hospital ('base')", _pool("base", numbers, scratch / "base", params)
     more = _pool(dataclasses.replace(own, mix=doubled), numbers, scratch / "af", params)
