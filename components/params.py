@@ -292,6 +292,25 @@ class ComputeParams:
 
 
 @dataclass(frozen=True, slots=True)
+class DriftEffects:
+    share: float  # Cohen's h of a label, a flag, a sex
+    value: float  # Kolmogorov's D of an interval, an age, a noise
+    pages: float  # share of the mean distance between embeddings
+
+
+@dataclass(frozen=True, slots=True)
+class DriftParams:
+    level: float  # chance of a false alarm of a whole comparison
+    min_records: int  # of different patients, on either side; with fewer it cannot tell
+    min_positives: int  # a label or flag is tested when so many patients of both sides have it
+    min_effect: DriftEffects  # smaller shifts raise no alarm, however sure
+    encoder: str | None  # a base with a tower, or a page CNN's folder; null: pages are not compared
+    max_pages: int  # drawn and embedded, of either side
+    seed: int
+    retrain: bool  # drift starts the deployment retrain/retrain
+
+
+@dataclass(frozen=True, slots=True)
 class Params:
     recipe: str
     records: RecordsParams
@@ -308,6 +327,7 @@ class Params:
     signing: SigningParams
     alerts: AlertsParams
     compute: ComputeParams
+    drift: DriftParams
 
 
 Section = TypeVar("Section")

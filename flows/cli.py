@@ -137,6 +137,36 @@ def status(as_json: Json = False) -> None:
 
 
 @app.command()
+def drift(
+    new: Annotated[
+        Path | None,
+        typer.Option("--new", metavar="FOLDER", help="Like the source, or a record store; default: the source."),
+    ] = None,
+    fail_on_drift: Annotated[bool, typer.Option("--fail-on-drift", help="Exit with 3 when drift is found.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare the records that arrived with the training data; drift asks for a retraining."""
+    folder = None if new is None else str(new.absolute())  # seen from where the user stands
+
+    def work() -> Document:
+        from flows.project import alone, quiet_prefect
+
+        with alone():
+            quiet_prefect()
+            from flows.drift import drift as flow
+
+            return flow(folder)
+
+    def tell(answer: Document) -> None:
+        from flows import show
+
+        show.drift(answer)
+
+    if _answer(as_json, work, tell)["verdict"] == "drift" and fail_on_drift:
+        raise typer.Exit(3)
+
+
+@app.command()
 def gate(
     version: Version,
     fail_on_reject: Annotated[

@@ -97,6 +97,33 @@ def _gate(answer: Document) -> None:
         say(answer["power"]["sentence"])
 
 
+def drift(answer: Document) -> None:
+    """`ecg drift`."""
+    tested = [row for row in answer["rows"] if row["p"] is not None]
+    found = [row for row in tested if row["verdict"] == "drift"]
+    if tested:
+        table(
+            "Drifted" if found else "Nearest to drift",
+            ["what", "effect", "limit", "p corrected", "patients", "verdict"],
+            [
+                (
+                    f"{row['kind']} {row['name']}",
+                    f"{row['measure']} {figure({'value': row['effect'], 'interval': row['interval']})}",
+                    f"{row['needed']:g}",
+                    f"{row['p_corrected']:.2g}",
+                    f"{row['reference']['patients']} / {row['new']['patients']}",
+                    row["verdict"],
+                )
+                for row in (found or tested[:5])
+            ],
+        )
+    say(answer["sentence"])
+    for remark in answer["remarks"]:
+        say(remark)
+    say(f"Retraining: {answer['retraining']['sentence']}")
+    say(f"Report: {answer['report']}. Not a medical device.")
+
+
 def status(answer: Document) -> None:
     """`ecg status`."""
     table(

@@ -1,0 +1,77 @@
+"""The flow: another hospital asks for the retraining exactly once, more of the same hospital does not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.testing.utilities import prefect_test_harness
+
+from components.params import load_params
+from components.records.build import build_records
+from flows.drift import drift
+from flows.recipes import resolve
+
+pytestmark = pytest.mark.slow
+REPOSITORY = Path(__file__).resolve().parents[2]
+COHORT = "hospital: {}\nbatches:\n  - {{patients: {}, seed: 3}}\n"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with 400 simulated patients in its record store."""
+    (tmp_path / "data" / "simulated").mkdir(parents=True)
+    (tmp_path / "data" / "simulated" / "cohort.yaml").write_text(COHORT.format("riverside", 400))
+    (tmp_path / "params.yaml").write_text(
+        resolve("ecg-tiny", ["drift.encoder=null"], folder=REPOSITORY / "recipes").text
+    )
+    shutil.copy(REPOSITORY / "dvc.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    build_records(load_params().records)
+    return tmp_path
+
+
+@pytest.fixture
+def prefect() -> Iterator[None]:
+    """A Prefect server with a deployment named retrain/retrain, which no worker takes up."""
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    with prefect_test_harness(server_startup_timeout=120):
+        with get_client(sync_client=True) as client:
+            flow_id = client.create_flow_from_name("retrain")
+            client.create_deployment(flow_id, name="retrain", entrypoint="flows/retrain.py:retrain", path=".")
+        yield
+
+
+def asked() -> list[FlowRun]:
+    with get_client(sync_client=True) as client:
+        return [run for run in client.read_flow_runs() if run.deployment_id is not None]
+
+
+def test_another_hospital_asks_for_one_retraining_and_the_same_for_none(project: Path, prefect: None) -> None:
+    (project / "data" / "simulated" / "cohort.yaml").write_text(COHORT.format("riverside", 550))
+    same = drift()
+    assert (same["verdict"], same["new"]["records"], same["retraining"]["asked"]) == ("none seen", 150, "no")
+    assert asked() == []
+
+    other = project / "other"
+    other.mkdir()
+    (other / "cohort.yaml").write_text(COHORT.format("base", 150))
+    first, again = drift(str(other)), drift(str(other))
+    assert (first["verdict"], first["retraining"]["asked"]) == ("drift", "now")
+    assert again["retraining"] == {
+        **again["retraining"],
+        "asked": "before",
+        "flow_run": first["retraining"]["flow_run"],
+    }
+    (run,) = asked()
+    assert str(run.id) == first["retraining"]["flow_run"]
+    assert "drift" in run.tags
+    assert (project / "reports" / "drift" / "drift.html").is_file()
+    with get_client(sync_client=True) as client:
+        keys = {artifact.key for artifact in client.read_artifacts()}
+    assert {"drift-report", "drift-tests"} <= keys
