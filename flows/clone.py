@@ -25,6 +25,7 @@ from flows.stage import dvc
 REMOTE, BRANCHES = "origin", "retrain/"
 UNFINISHED = "Retraining under way"  # opens the commits that hand inputs to another machine
 LOOKED_AT = 3  # newest finished branches whose results are asked for
+RECORDS = "data/records"
 CACHE = "ECG_DVC_CACHE"  # folder of a worker's machine that outlives its clones; null: each clone has its own
 SIGNATURE = {
     f"GIT_{who}_{what}": os.environ.get(f"GIT_{who}_{what}", value)
@@ -100,6 +101,15 @@ def look() -> Look:
     finally:
         _put_back(own)
     return Look(None, newer)
+
+
+def bring_arrivals() -> None:
+    """Bring what new records are compared with: the record store of the clone's dvc.lock, and the sources of today."""
+    own = _files("HEAD")
+    newer = [path for path, source in _sources_now().items() if _source(own.get(path, "")) != source]
+    if newer:
+        take_in(newer)
+    _dvc("pull", "--quiet", RECORDS, *(path for path in map(str, _imports()) if path not in newer))
 
 
 def take_in(sources: Sequence[str]) -> None:

@@ -15,15 +15,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
 from components.params import Params, UserError, load_params
-from flows import project, report
+from flows import clone, notify, project, report
 
 EVENT = "ecg.drift.found"
 RETRAIN = "retrain/retrain"
 FOLDER = Path("reports/drift")
 
 
-@flow(name="drift")
-def drift(new: str | None = None) -> report.Document:
+@flow(name="drift", on_failure=[notify.on_failure], on_crashed=[notify.on_crashed])
+def drift(new: str | None = None, in_clone: bool = False) -> report.Document:
     """Compare the records that arrived with those the model was trained on.
 
     Drift emits the event `ecg.drift.found` and, with `drift.retrain`, starts the deployment retrain/retrain: once for
@@ -32,6 +32,7 @@ def drift(new: str | None = None) -> report.Document:
     Args:
         new: A folder of records: a source laid out like the recipe's (records.source_dir), or a record store. Empty:
             the source itself; what the training data do not hold yet is new.
+        in_clone: Work in a clean clone: the training data are pulled, and new objects of the source.
 
     Returns:
         What reports/drift/drift.json holds, with `report` (a path) and `retraining` (asked: now, before, or no; the
@@ -41,6 +42,9 @@ def drift(new: str | None = None) -> report.Document:
         UserError: the training data or the new records cannot be read.
     """
     params = load_params()
+    if in_clone:
+        clone.configure(params)
+        clone.bring_arrivals()
     with project.alone():
         answer = compare(params, None if not new else Path(new))
     retraining: report.Document = {"asked": "no", "flow_run": None, "sentence": "not asked for."}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from components.drift.compare import PAGES, SHARE, TESTS, VALUE, Comparison, Row
+from components.drift.findings import PAGES, SHARE, TESTS, VALUE, Comparison, Row
 from components.drift.samples import Floats, Sample
 from components.reporting.plots import new_figure, save_figure
 from components.storage import fresh_folder
@@ -86,6 +86,7 @@ def plot_effects(rows: Sequence[Row], path: Path) -> None:
         panel.axvline(0.0, color="#c8c8c8", linewidth=0.8)
         for place, row in enumerate(reversed(chosen)):
             assert row.interval is not None
+            assert row.effect is not None
             colour = COLOURS[row.drifted]
             panel.plot(row.interval, [place, place], color=colour, linewidth=2.2, solid_capstyle="round")
             panel.plot(row.effect, place, "o", color=colour, markersize=5.5, markeredgecolor="white")

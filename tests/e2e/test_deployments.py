@@ -38,6 +38,7 @@ def test_deployments_carry_their_schedules_and_limits(server: Prefect, worker: P
         "decide": [("* * * * *", "Etc/UTC")],
         "decide-now": [],
         "watch": [("7 * * * *", "Etc/UTC")],
+        "drift": [("0 5 * * *", "Etc/UTC")],
     }
     # One that is told of an approval waits for the one before it; cancelled, it would be late after all.
     strategies = {name: one["concurrency_options"]["collision_strategy"] for name, one in found.items()}
