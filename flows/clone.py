@@ -103,19 +103,20 @@ def look() -> Look:
     return Look(None, newer)
 
 
+def bring_sources(newer: Sequence[str]) -> None:
+    """Bring the data of every import: the new version of each of `newer`, of the others what the commit names."""
+    if newer:
+        _dvc("update", "--quiet", *newer)
+    known = [path for path in map(str, _imports()) if path not in newer]
+    if known:
+        _dvc("pull", "--quiet", *known)
+
+
 def bring_arrivals() -> None:
     """Bring what new records are compared with: the record store of the clone's dvc.lock, and the sources of today."""
     own = _files("HEAD")
-    newer = [path for path, source in _sources_now().items() if _source(own.get(path, "")) != source]
-    if newer:
-        take_in(newer)
-    _dvc("pull", "--quiet", RECORDS, *(path for path in map(str, _imports()) if path not in newer))
-
-
-def take_in(sources: Sequence[str]) -> None:
-    """Make the new version of each of `sources` (of `Look.newer`) the clone's own."""
-    if sources:
-        _dvc("update", "--quiet", *sources)
+    bring_sources([path for path, source in _sources_now().items() if _source(own.get(path, "")) != source])
+    _dvc("pull", "--quiet", RECORDS)
 
 
 def start(settled: Settled | None) -> str:

@@ -95,8 +95,7 @@ def _in_clone(chosen: recipes.Resolution, elsewhere: Sequence[str]) -> report.Do
             return done
     with project.alone():
         branch = clone.start(look.settled)
-        if look.settled is None:
-            clone.take_in(look.newer)
+        clone.bring_sources(look.newer if look.settled is None else ())
         preflight.check(params)
         make(params, Away(branch, frozenset(elsewhere)))
         commit = clone.publish(branch, report.commit_message(params, look.newer))

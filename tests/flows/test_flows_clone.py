@@ -81,7 +81,7 @@ def test_nights(origin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (look.settled, look.newer) == (None, ("data/source.dvc",))
     assert git("status", "--porcelain") == ""
     branch = clone.start(look.settled)
-    clone.take_in(look.newer)
+    clone.bring_sources(look.newer)
     handed = clone.hand_over(branch)
     assert git("log", "-1", "--format=%s") == clone.UNFINISHED
 
