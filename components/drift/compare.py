@@ -22,6 +22,8 @@ from typing import Any, Literal
 import numpy as np
 
 from components.drift.arrivals import Arrivals, arrivals
+from components.drift.report import write_report
+from components.drift.rows import PAGES, SHARE, VALUE, Comparison, Counts, Row, Verdict
 from components.drift.samples import Floats, Quantity, Sample, describe
 from components.drift.statistics import (
     CONFIDENCE,
@@ -43,68 +45,10 @@ from components.records.store import RecordStore
 RECORDS = Path("data/records")
 OUT = Path("reports/drift")
 
-Verdict = Literal["drift", "none seen", "cannot tell"]
-RowVerdict = Literal["drift", "none seen", "cannot tell", "same in all", "not applicable"]
 Document = dict[str, Any]
 
-SHARE, VALUE, PAGES = "Cohen's h", "Kolmogorov's D", "energy"
-TESTS = {SHARE: "Fisher, exact", VALUE: "Kolmogorov-Smirnov", PAGES: "energy distance, permuted"}
 PAGE_STYLES = "records come as signals and their pages are drawn by this program: there is no style from outside"
 SIMULATED = "simulator"
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Of a row: all records whose value is known, and the patients tested, one record each."""
-
-    records: int
-    patients: int
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One quantity. `effect` is what `measure` names; `interval` covers it with 95 %.
-
-    `was` and `now` are the reference's and the new records' share, or median and quartiles. `smallest` is the effect
-    that would have been found with a chance of 80 %, `seen` says the same in the quantity's own terms; both None where
-    nothing would have been.
-    """
-
-    kind: str
-    name: str
-    verdict: RowVerdict
-    note: str = ""
-    unit: str = ""
-    measure: str | None = None
-    was: tuple[float, ...] | None = None
-    now: tuple[float, ...] | None = None
-    reference: Counts | None = None
-    new: Counts | None = None
-    effect: float | None = None
-    interval: tuple[float, float] | None = None
-    needed: float | None = None
-    p: float | None = None
-    p_corrected: float | None = None
-    smallest: float | None = None
-    seen: str | None = None
-
-    @property
-    def drifted(self) -> bool:
-        return self.verdict == "drift"
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """All rows, those tested first and by their p-values; how many were tested; and the verdict on the whole."""
-
-    verdict: Verdict
-    sentence: str
-    tests: int
-    rows: tuple[Row, ...]
-
-    @property
-    def drifted(self) -> tuple[Row, ...]:
-        return tuple(row for row in self.rows if row.drifted)
 
 
 def compare(
@@ -124,8 +68,6 @@ def compare(
         UserError: a store or the source cannot be read, a parameter cannot be used, or simulated patients would be
             compared with real ones.
     """
-    from components.drift.report import write_report
-
     _check(params.drift)
     store = RecordStore(reference)
     with arrivals(params.records, store, new) as found:
@@ -316,7 +258,7 @@ def _aside(reference: tuple[int, int], new: tuple[int, int]) -> _Pair:
     """Records that could not be used. They tell no patient: here the record is the unit."""
 
     def column(cases: int, everyone: int) -> Floats:
-        return np.arange(everyone, dtype=np.float64) < cases
+        return (np.arange(everyone) < cases).astype(np.float64)
 
     quantity = Quantity("quality", "set aside (records)")
     return _Pair(quantity, column(*reference), column(*new), (reference[1], new[1]))
