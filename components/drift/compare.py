@@ -22,7 +22,8 @@ from typing import Any, Literal
 import numpy as np
 
 from components.drift.arrivals import Arrivals, arrivals
-from components.drift.findings import PAGES, SHARE, VALUE, Comparison, Counts, Row, Verdict
+from components.drift.report import write_report
+from components.drift.rows import PAGES, SHARE, VALUE, Comparison, Counts, Row, Verdict
 from components.drift.samples import Floats, Quantity, Sample, describe
 from components.drift.statistics import (
     CONFIDENCE,
@@ -67,8 +68,6 @@ def compare(
         UserError: a store or the source cannot be read, a parameter cannot be used, or simulated patients would be
             compared with real ones.
     """
-    from components.drift.report import write_report
-
     _check(params.drift)
     store = RecordStore(reference)
     with arrivals(params.records, store, new) as found:

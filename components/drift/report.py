@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from components.drift.findings import PAGES, SHARE, TESTS, VALUE, Comparison, Row
+from components.drift.rows import PAGES, SHARE, TESTS, VALUE, Comparison, Row
 from components.drift.samples import Floats, Sample
 from components.reporting.plots import new_figure, save_figure
 from components.storage import fresh_folder
@@ -19,6 +19,7 @@ from components.storage import fresh_folder
 EFFECTS, DISTRIBUTIONS = "effects.png", "distributions.png"
 SHOWN_EFFECTS, SHOWN_VALUES = 14, 6  # rows of a plot, panels
 COLOURS = {True: "#d55e00", False: "#0072b2"}  # drifted or not; told apart by the colour-blind (Okabe and Ito 2008)
+TITLES = {"drift": "Drift found", "none seen": "No drift seen", "cannot tell": "Drift: cannot tell"}
 PRINCIPLE = {
     SHARE: "Cohen's h: difference of the arcsine roots of two shares; 0.2 is called small",
     VALUE: "Kolmogorov's D: largest difference of the two distributions, 0 to 1; 0.2 is half a standard deviation",
@@ -55,7 +56,7 @@ def markdown(document: dict[str, Any], rows: Sequence[Row], pictures: Sequence[s
     reference, new, params = document["reference"], document["new"], document["params"]
     tried = [row for row in rows if row.p is not None]
     parts = [
-        f"# Drift: {document['verdict']}",
+        f"# {TITLES[document['verdict']]}",
         document["sentence"],
         *(f"**{remark}**" for remark in document["remarks"]),
         f"Training data: {reference['records']:,} records of {reference['patients']:,} patients ({reference['store']}, "
@@ -85,8 +86,8 @@ def plot_effects(rows: Sequence[Row], path: Path) -> None:
         panel.axvspan(-limit if measure == SHARE else 0.0, limit, color="#f0f0f0")
         panel.axvline(0.0, color="#c8c8c8", linewidth=0.8)
         for place, row in enumerate(reversed(chosen)):
-            assert row.interval is not None
             assert row.effect is not None
+            assert row.interval is not None
             colour = COLOURS[row.drifted]
             panel.plot(row.interval, [place, place], color=colour, linewidth=2.2, solid_capstyle="round")
             panel.plot(row.effect, place, "o", color=colour, markersize=5.5, markeredgecolor="white")

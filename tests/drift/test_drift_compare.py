@@ -130,6 +130,7 @@ def test_pages_are_compared_where_there_are_embeddings(pool: Sample) -> None:
     assert "embedding" in {row.kind for row in found.drifted}
 
 
+@pytest.mark.slow
 def test_only_what_is_not_known_is_new_and_the_report_is_whole(tmp_path: Path) -> None:
     source = cohort(tmp_path / "source", "hospital: riverside\nbatches:\n  - {patients: 160, seed: 5}\n")
     reference = tmp_path / "records"

@@ -1,4 +1,4 @@
-"""What a comparison finds: a row for each quantity, and the verdict on the whole."""
+"""What a comparison found: one row a quantity, and the verdict on the whole."""
 
 from __future__ import annotations
 
