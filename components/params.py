@@ -275,6 +275,16 @@ class SigningParams:
 
 
 @dataclass(frozen=True, slots=True)
+class RetentionParams:
+    keep_versions: int  # so many of the newest that failed, were rejected or passed over stay whole
+    keep_days: int  # and all of them that the ledger spoke of within so many days
+    runs_days: int  # MLflow runs that led to no version
+    checkpoints_days: int  # since the last one was written
+    experiments_days: int | None  # of `ecg ablate` and `dvc exp run`; null: they stay
+    logs_days: int
+
+
+@dataclass(frozen=True, slots=True)
 class Params:
     recipe: str
     records: RecordsParams
@@ -289,6 +299,7 @@ class Params:
     gate: GateParams
     approval: ApprovalParams
     signing: SigningParams
+    retention: RetentionParams
 
 
 Section = TypeVar("Section")
