@@ -67,6 +67,7 @@ def history(params: Params, challenger: int, store: Store, registered: Register)
     return eager(params)
 
 
+@pytest.mark.slow
 def test_what_an_alias_or_the_ledger_names_stays(history: Params) -> None:
     before = files_of(Path(history.registry.ledger).parent)
     found = look(history)
@@ -79,6 +80,7 @@ def test_what_an_alias_or_the_ledger_names_stays(history: Params) -> None:
     assert [one.number for one in found.kept] == [2, 1]
 
 
+@pytest.mark.slow
 def test_number_and_age_keep_them_too(history: Params) -> None:
     assert not look(history, NOW).versions.going
     assert "(retention.keep_days: 90)" in look(history, NOW).versions.staying["3"]
@@ -89,6 +91,7 @@ def test_number_and_age_keep_them_too(history: Params) -> None:
     assert look(history, lock_here=lock).versions.staying["3"] == "the project's dvc.lock made it"
 
 
+@pytest.mark.slow
 def test_one_that_was_passed_over_goes_and_former_champions_never(history: Params) -> None:
     approve(history, 2, by="Ada")
     decide(history)
@@ -99,6 +102,7 @@ def test_one_that_was_passed_over_goes_and_former_champions_never(history: Param
     assert sorted(found.going) == ["3", "4"]
 
 
+@pytest.mark.slow
 def test_removed_is_entered_first_and_everything_says_so(history: Params, tmp_path: Path, registered: Register) -> None:
     source = Path(version_of(history, 3).source.removeprefix("file://"))
     known = fold(entries_of(history)).versions[3]
@@ -130,6 +134,7 @@ def test_removed_is_entered_first_and_everything_says_so(history: Params, tmp_pa
     assert events_of(history, 3).count("removed") == 1
 
 
+@pytest.mark.slow
 def test_the_same_lock_is_registered_anew(history: Params, tmp_path: Path, registered: Register) -> None:
     lock = str(version_of(history, 3).dvc_lock_md5)
     remove(history, 3)
@@ -138,6 +143,7 @@ def test_the_same_lock_is_registered_anew(history: Params, tmp_path: Path, regis
     assert (made.version, made.created) == (5, True)
 
 
+@pytest.mark.slow
 def test_a_tag_typed_by_hand_removes_nothing(history: Params) -> None:
     connect(history.registry).set_model_version_tag(history.registry.model, "1", "removed", "by Eve")
     assert look(history).versions.staying["1"] == "alias champion"
@@ -146,6 +152,7 @@ def test_a_tag_typed_by_hand_removes_nothing(history: Params) -> None:
     assert version_of(history, 1).removed is None
 
 
+@pytest.mark.slow
 def test_a_kill_between_ledger_and_files_is_completed(history: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     from components.registry import remove as module
 
@@ -166,6 +173,7 @@ def test_a_kill_between_ledger_and_files_is_completed(history: Params, monkeypat
     assert verify(history) == []
 
 
+@pytest.mark.slow
 def test_nothing_goes_while_the_ledger_does_not_hold(history: Params) -> None:
     entry = Path(history.registry.ledger) / history.registry.model / "00000002.json"
     text = entry.read_text()
@@ -178,6 +186,7 @@ def test_nothing_goes_while_the_ledger_does_not_hold(history: Params) -> None:
         remove(history, 3)
 
 
+@pytest.mark.slow
 def test_who_may_not_delete_leaves_no_entry(history: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
@@ -190,6 +199,7 @@ def test_who_may_not_delete_leaves_no_entry(history: Params, monkeypatch: pytest
     assert "removed" not in events_of(history)
 
 
+@pytest.mark.slow
 def test_runs_go_for_good_and_nothing_else_with_them(history: Params) -> None:
     client = connect(history.registry)
     (home,) = [client.get_experiment_by_name(history.registry.experiment)]
@@ -256,6 +266,7 @@ def test_checkpoints(age: int, runs: list[Run], gone: list[str], goes: bool) -> 
     assert (name in chosen.staying) is not goes
 
 
+@pytest.mark.slow
 def test_another_models_version_keeps_a_run(history: Params) -> None:
     client, version = connect(history.registry), version_of(history, 3)
     client.create_registered_model("other")
@@ -264,6 +275,7 @@ def test_another_models_version_keeps_a_run(history: Params) -> None:
     client.delete_registered_model("other")
 
 
+@pytest.mark.slow
 def test_a_version_that_the_ledger_does_not_know_stays(history: Params) -> None:
     client, version = connect(history.registry), version_of(history, 3)
     made = client.create_model_version(history.registry.model, version.source, version.run_id)
