@@ -311,6 +311,16 @@ class DriftParams:
 
 
 @dataclass(frozen=True, slots=True)
+class RetentionParams:
+    keep_versions: int  # so many of the newest that failed, were rejected or passed over stay whole
+    keep_days: int  # and all of them that the ledger spoke of within so many days
+    runs_days: int  # MLflow runs that led to no version
+    checkpoints_days: int  # since the last one was written
+    experiments_days: int | None  # of `ecg ablate` and `dvc exp run`; null: they stay
+    logs_days: int
+
+
+@dataclass(frozen=True, slots=True)
 class Params:
     recipe: str
     records: RecordsParams
@@ -328,6 +338,7 @@ class Params:
     alerts: AlertsParams
     compute: ComputeParams
     drift: DriftParams
+    retention: RetentionParams
 
 
 Section = TypeVar("Section")

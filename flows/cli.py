@@ -429,6 +429,50 @@ def deploy(
     _answer(as_json, work, tell)
 
 
+@app.command()
+def clean(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list; nothing is changed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed without asking.")] = False,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="DVC's default remote too, after asking git's remotes what they name.")
+    ] = False,
+    by: Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who removes; default: your login.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List data, checkpoints, runs and versions that no kept version needs, and remove them."""
+    shown: list[Document] = []
+
+    def agree(found: Document) -> bool:
+        if dry_run or yes:
+            return yes and not dry_run
+        if as_json or not sys.stdin.isatty():
+            return False
+        from flows import show
+
+        shown.append(found)
+        show.retention(found)
+        return typer.confirm("Remove these?", default=False)
+
+    def work() -> Document:
+        from components.params import load_params
+        from flows.clean import clean as run
+
+        return run(load_params(), agree, by=by, with_remote=remote)
+
+    def tell(answer: Document) -> None:
+        from flows import show
+
+        if not shown:
+            show.retention(answer)
+        if answer["agreed"]:
+            show.cleaned(answer)
+        elif answer["going"]:
+            show.say("Nothing was changed. To remove it: ecg clean --yes")
+
+    if _answer(as_json, work, tell)["failed"]:
+        raise typer.Exit(1)
+
+
 @app.command("recipes")
 def list_recipes(
     use: Annotated[str | None, typer.Option(metavar="NAME", help="Put this recipe in force and run nothing.")] = None,

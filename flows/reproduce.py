@@ -136,15 +136,17 @@ def read_record(params: Params, number: int) -> Record:
     """What is needed to make version `number` again.
 
     Raises:
-        UserError: no such version, its code was in no git, or its dvc.lock is not the one it was registered with.
+        UserError: no such version, its files were removed, its code was in no git, or its dvc.lock is not the one it
+            was registered with.
     """
     from components.registry.files import ADAPTER as SERVED_ADAPTER
-    from components.registry.files import fetched, read_artifact_json, read_artifact_text
+    from components.registry.files import fetched, read_artifact_json, read_artifact_text, refuse_removed
     from components.registry.store import connect
     from components.registry.versions import read_version
 
     client = connect(params.registry)
     version = read_version(client, params.registry.model, number)
+    refuse_removed(version)
     revision = str(version.git_rev).removesuffix(DIRTY)
     if len(revision) < 40 or set(revision) - set("0123456789abcdef"):
         raise UserError(

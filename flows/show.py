@@ -196,6 +196,43 @@ def history(answer: Document) -> None:
         say("Verified: no entry was changed, removed, reordered or cut off.")
 
 
+def retention(answer: Document) -> None:
+    """The list of `ecg clean`."""
+    many = ("data", "remote data", "run cache")  # by the thousand: told together
+    stays = [one for one in answer["staying"] if one["kind"] not in many]
+    table(
+        f"Stays, of {answer['model']}", ["", "name", "because"], [(s["kind"], s["name"], s["because"]) for s in stays]
+    )
+    rows = [
+        (g["kind"], g["name"], g["where"], _size(g["bytes"]), g["why"])
+        for g in answer["going"]
+        if g["kind"] not in many
+    ]
+    for kind in many:
+        some = [one for one in answer["going"] if one["kind"] == kind]
+        if some:
+            rows.append(
+                (kind, f"{len(some)} objects", some[0]["where"], _size(sum(g["bytes"] for g in some)), some[0]["why"])
+            )
+    table("May go", ["", "name", "where", "size", "why"], rows)
+    for sentence in answer["left"]:
+        say(f"Left alone: {sentence}")
+    say(f"{_size(answer['bytes'])} in all." if answer["going"] else "There is nothing to remove.")
+
+
+def cleaned(answer: Document) -> None:
+    """What became of the list."""
+    for sentence in answer["failed"]:
+        say(f"Left for another time: {sentence}")
+    gone = answer["removed"]
+    kinds = ", ".join(f"{sum(g['kind'] == k for g in gone)} × {k}" for k in dict.fromkeys(g["kind"] for g in gone))
+    say(f"Removed: {kinds}; {_size(sum(g['bytes'] or 0 for g in gone))}." if gone else "Nothing was removed.")
+
+
+def _size(count: int | None) -> str:
+    return "–" if count is None else f"{count / 1e6:,.1f} MB"
+
+
 def recipes(answer: Document) -> None:
     """`ecg recipes`."""
     table(

@@ -73,6 +73,10 @@ def _decide(params: Params, number: int, word: str, by: str, note: str | None) -
         standing = own(desk.state(), version)
         if standing is None:
             raise _refused(desk, number, by, f"{version}: is not in the ledger; register it: ecg retrain")
+        if standing.removed is not None:
+            raise _refused(
+                desk, number, by, f"{version}: its files were removed ({standing.removed}); nothing to decide"
+            )
         if standing.gate != PASSED:
             found = f"failed ({standing.gate_reason})" if standing.gate else "was not run"
             raise _refused(

@@ -336,7 +336,7 @@ def _said(version: Version, name: str) -> str | None:
 
 def _asked(standing: Standing, version: Version) -> tuple[str, ...]:
     """The tags that say what a person asks for, to be left alone; not a decision that is counted already."""
-    if standing.approval in (APPROVED, REJECTED):
+    if standing.approval in (APPROVED, REJECTED) or standing.removed is not None:
         return ()
     asks = version.approval in (APPROVED, REJECTED)
     counted = version.approval == APPROVED and _said(version, "approved_by") in standing.approvals

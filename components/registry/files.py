@@ -64,6 +64,17 @@ def refuse_pickles(folder: Path) -> None:
             )
 
 
+def refuse_removed(version: Version) -> None:
+    """Raises:
+    UserError: the files of `version` were removed by `ecg clean`.
+    """
+    if version.removed is not None:
+        raise UserError(
+            f"{version}: its files were removed ({version.removed}); the ledger and its numbers stay (ecg history "
+            f"{version.number}). To have it again: check out its commit {version.git_rev} and run ecg retrain"
+        )
+
+
 def verify_version(version: Version, policy: SignaturePolicy) -> None:
     """As `verified`, for those who need no file."""
     with verified(version, policy):
@@ -86,6 +97,7 @@ def verified(version: Version, policy: SignaturePolicy | None) -> Iterator[Path]
         try:
             _verify(version, folder, policy)
         except UserError as error:
+            refuse_removed(version)  # a part of them may be left
             # Named where the files lie, not by a temporary copy: the same damage gives the same words.
             raise UserError(f"{version}: {str(error).replace(str(folder), version.source)}") from error
         yield folder
@@ -114,17 +126,23 @@ def fetched(version: Version) -> Iterator[Path]:
     """The folder that `version` serves: where it lies, or a temporary copy of one that lies elsewhere. Read only.
 
     Raises:
-        UserError: the artifacts are gone or their store does not answer.
+        UserError: the artifacts are gone, were removed, or their store does not answer.
     """
     address = urlsplit(version.source)
     if address.scheme == "file":
         folder = Path(url2pathname(address.path))
         if not folder.is_dir():
+            refuse_removed(version)
             raise UserError(f"{version}: its files are gone from {folder}; restore the artifact store")
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="ecg-version-") as temporary:
-        yield _download(version.source, Path(temporary), f"the files of {version}")
+        try:
+            folder = _download(version.source, Path(temporary), f"the files of {version}")
+        except UserError:
+            refuse_removed(version)
+            raise
+        yield folder
 
 
 def verify_evidence(client: MlflowClient, run_id: str, hashes: Mapping[str, str]) -> None:

@@ -27,6 +27,7 @@ from components.registry.files import (
     read_artifact_json,
     read_artifact_table,
     read_artifact_text,
+    refuse_removed,
     verified,
     verify_version,
 )
@@ -78,7 +79,9 @@ def gate_version(params: Params, number: int, root: Path = Path()) -> Verdict:
 
     def work(desk: Desk) -> Verdict:
         show(desk, number)  # what an interrupted gate has entered already
-        return judge(desk.client, params, read_version(desk.client, desk.model, number), root)
+        version = read_version(desk.client, desk.model, number)
+        refuse_removed(version)
+        return judge(desk.client, params, version, root)
 
     return at_desk(params, work)
 

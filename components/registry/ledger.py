@@ -35,10 +35,10 @@ ADOPTED = "adopted"  # was in MLflow before there was a ledger
 REGISTERED, GATED, APPROVED, REJECTED = "registered", "gated", "approved", "rejected"
 PROMOTED, ROLLED_BACK, WITHDRAWN = "promoted", "rolled back", "withdrawn"
 REFUSED, RESTORED = "refused", "restored"
-SIGNED, REPRODUCED = "signed", "reproduced"
+SIGNED, REPRODUCED, REMOVED = "signed", "reproduced", "removed"
 EVENTS = (
     *(ADOPTED, REGISTERED, GATED, APPROVED, REJECTED, PROMOTED, ROLLED_BACK, WITHDRAWN),
-    *(REFUSED, RESTORED, SIGNED, REPRODUCED),
+    *(REFUSED, RESTORED, SIGNED, REPRODUCED, REMOVED),
 )
 
 

@@ -65,7 +65,7 @@ def _consider(desk: Desk, version: Version, root: Path) -> list[Decision]:
             return []
         why = "It is not in the ledger as it stands in MLflow: not registered by this project, or changed since."
         return [_refused(desk, version, version.approved_by or UNKNOWN_APPROVER, why)]
-    if standing.promoted_at is not None:
+    if standing.promoted_at is not None or standing.removed is not None:
         return []
     taken = _take_in(desk, version, standing)
     if taken is not None and taken.action == "refused":

@@ -222,8 +222,10 @@ def _example(params: Params) -> pd.DataFrame:
 
 
 def _find(desk: Desk, dvc_lock_md5: str) -> Registered | None:
-    """The version that the ledger has for this `dvc.lock`; made in MLflow now where a kill came in between."""
-    made = [one for one in desk.state().versions.values() if one.lineage.get("dvc_lock_md5") == dvc_lock_md5]
+    """The version that the ledger has for this `dvc.lock`; made in MLflow now where a kill came in between. One whose
+    files were removed counts no more: the same is registered anew."""
+    standing = [one for one in desk.state().versions.values() if one.removed is None]
+    made = [one for one in standing if one.lineage.get("dvc_lock_md5") == dvc_lock_md5]
     if not made:
         return None
     versions = {version.number: version for version in read_versions(desk.client, desk.model)}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.params import Params, UserError
-from components.registry.files import read_artifact_text
+from components.registry.files import read_artifact_text, refuse_removed
 from components.registry.store import connect
 from components.registry.versions import Version, read_version
 from components.reporting.review import write_review
@@ -76,13 +76,14 @@ def fetch_review(params: Params, number: int, out: Path) -> Path:
     """Write the review page of version `number` to `out`; returns `out`.
 
     Raises:
-        UserError: no such version, or the gate has not judged it, or the store cannot be opened.
+        UserError: no such version, its files were removed, the gate has not judged it, or the store cannot be opened.
     """
     client = connect(params.registry)
     version = read_version(client, params.registry.model, number)
     try:
         page = read_artifact_text(client, version.run_id, REVIEW_FILE)
     except UserError as error:
+        refuse_removed(version)
         raise UserError(
             f"{version}: no review page is kept with its run; the gate writes it: ecg gate {number} ({error})"
         ) from error

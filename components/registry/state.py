@@ -37,6 +37,7 @@ class Standing:
     refused: str | None = None  # why its promotion was refused
     asked: int = 0  # seq of the verdict that opened it for approval
     adopted: bool = False  # was in MLflow before there was a ledger
+    removed: str | None = None  # when its files were removed, by whom and why
 
     def __str__(self) -> str:
         return f"version {self.number}"
@@ -63,11 +64,13 @@ class Standing:
             "promoted_at": self.promoted_at,
             **{f"rolled_back_{name}": left.get(name) for name in ("to", "by", "at", "reason")},
             "promotion_refused": self.refused,
+            "removed": self.removed,
         }
 
     def typed(self) -> tuple[str, ...]:
         """Tags that people may set at this moment: what they ask for, until it is decided."""
-        open_ = () if self.approval in (APPROVED, REJECTED) else ("approval", "approved_by", "approval_note")
+        closed = self.approval in (APPROVED, REJECTED) or self.removed is not None
+        open_ = () if closed else ("approval", "approved_by", "approval_note")
         return ("promotion_refused", *open_)
 
 
@@ -101,6 +104,7 @@ class State:
             and one.gate == PASSED
             and one.approval in (PENDING, APPROVED)
             and one.promoted_at is None
+            and one.removed is None
         )
         return max(waiting, default=None)
 
@@ -163,6 +167,10 @@ def _apply_to(state: State, version: Standing, entry: Entry) -> None:
             version.refused = entry.why
         case ledger.SIGNED:
             version.lineage["signed_by"] = details["signed_by"]
+        case ledger.REMOVED:
+            version.removed = f"{entry.at[:16].replace('T', ' ')} UTC by {entry.who}: {entry.why}"
+            if version.approval == PENDING:  # nobody is asked any more
+                version.approval = None
 
 
 def _gated(version: Standing, entry: Entry) -> None:

@@ -40,7 +40,7 @@ MODEL_NAME, HOLDER = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII), re.compil
 
 DECIDED = frozenset({APPROVED, REJECTED})
 DECISION_TAGS = frozenset({"approval", "approved_by", "approval_note"})
-MOVE_TAGS = re.compile(r"promoted_.*|promotion_refused|rolled_back_.*")
+MOVE_TAGS = re.compile(r"promoted_.*|promotion_refused|rolled_back_.*|removed")
 WRITTEN_ONCE = frozenset(
     {
         *("recipe", "git_rev", "dvc_lock_md5", "data_md5", "base", "base_revision", "adapter_sha256", "files_sha256"),

@@ -53,6 +53,7 @@ class Version:
     promoted_from: str | None  # number of the champion it replaced, or 'none'
     promotion_refused: str | None
     rolled_back_reason: str | None
+    removed: str | None  # when its files were removed, by whom and why
 
     def __str__(self) -> str:
         return f"{self.model} version {self.number}"
@@ -73,7 +74,7 @@ class StatusRow:
     metric: str
     value: float | None
     interval: tuple[float, float] | None
-    note: str | None  # why a promotion was refused or a champion rolled back
+    note: str | None  # that it was removed, or why a promotion was refused or a champion rolled back
 
 
 def status(params: Params) -> list[StatusRow]:
@@ -135,9 +136,9 @@ def find_model(client: MlflowClient, model: str) -> RegisteredModel | None:
 
 
 def find_registered(client: MlflowClient, model: str, dvc_lock_md5: str) -> Version | None:
-    """The version made from this `dvc.lock`, if it is registered already."""
+    """The version made from this `dvc.lock`, if it is registered already and its files were not removed."""
     for version in read_versions(client, model):
-        if version.dvc_lock_md5 == dvc_lock_md5:
+        if version.dvc_lock_md5 == dvc_lock_md5 and version.removed is None:
             return version
     return None
 
@@ -161,7 +162,7 @@ def _version(entry: Any, aliases: Mapping[str, int]) -> Version:
             for name in (
                 "recipe", "git_rev", "dvc_lock_md5", "data_md5", "base", "base_revision", "adapter_sha256",
                 "files_sha256", "exam_sha256", "gate_reason", "gate_champion", "approved_by", "approval_note",
-                "trained_by", "promoted_at", "promoted_from", "promotion_refused", "rolled_back_reason",
+                "trained_by", "promoted_at", "promoted_from", "promotion_refused", "rolled_back_reason", "removed",
             )
         },
     )  # fmt: skip
@@ -187,5 +188,7 @@ def _status_row(version: Version, metrics: Mapping[str, float], gate: GateParams
         metric=f"{gate.primary_exam} {gate.primary_metric}",
         value=metrics.get(name),
         interval=(low, high) if low is not None and high is not None else None,
-        note=version.rolled_back_reason or version.promotion_refused,
+        note=f"removed {version.removed}"
+        if version.removed
+        else version.rolled_back_reason or version.promotion_refused,
     )

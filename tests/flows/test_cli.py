@@ -31,7 +31,18 @@ def test_help_answers_within_a_second() -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert told.returncode == 0
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
-    for command in ("retrain", "simulate", "status", "approve", "decide", "rollback", "interpret", "ui", "recipes"):
+    for command in (
+        "retrain",
+        "simulate",
+        "status",
+        "approve",
+        "decide",
+        "rollback",
+        "interpret",
+        "clean",
+        "ui",
+        "recipes",
+    ):
         assert command in told.stdout
 
 

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,10 +37,11 @@ from components.registry import gate as gate_module
 from components.registry import ledger as ledger_module
 from components.registry import promote as promote_module
 from components.registry import register as register_module
+from components.registry import remove as remove_module
 from components.registry import store as store_module
 from components.registry.approve import approve, reject
-from components.registry.champion import APPLIED, record_verdict
-from components.registry.files import ADAPTER, folder_sha256, read_artifact_text
+from components.registry.champion import APPLIED, at_desk, record_verdict, registered_as
+from components.registry.files import ADAPTER, folder_sha256, read_artifact_text, verify_version
 from components.registry.gate import gate_version
 from components.registry.ledger import (
     APPROVED,
@@ -48,6 +50,7 @@ from components.registry.ledger import (
     REFUSED,
     REGISTERED,
     REJECTED,
+    REMOVED,
     RESTORED,
     ROLLED_BACK,
     WITHDRAWN,
@@ -56,7 +59,9 @@ from components.registry.ledger import (
 )
 from components.registry.promote import decide
 from components.registry.register import Registered, register
+from components.registry.remove import remove_versions
 from components.registry.rollback import rollback
+from components.registry.signing import signature_policy
 from components.registry.state import State, fold
 from components.registry.versions import CHAMPION, NO_VERSION, Version, read_aliases, read_versions
 
@@ -67,7 +72,8 @@ LONGEST_OPERATION = 24  # writes: a kill is drawn from so many
 class World:
     """One model's registry and ledger, and what was asked of them."""
 
-    def __init__(self, folder: Path, params: Params, seed: int) -> None:
+    def __init__(self, folder: Path, params: Params, seed: int, cleans: bool = False) -> None:
+        self.cleans = cleans  # `ecg clean`, at an age at which all that may go goes, is among the verbs
         self.folder, self.random, self.fate = folder, random.Random(seed), Fate()
         self.registry = FastRegistry(folder / "artifacts")
         self.registry.folder.mkdir(parents=True)
@@ -76,7 +82,8 @@ class World:
         registry = dataclasses.replace(
             params.registry, tracking_uri=f"sqlite:///{folder}/mlflow.db", ledger=str(folder / "ledger")
         )
-        self.params = dataclasses.replace(params, registry=registry)
+        retention = dataclasses.replace(params.retention, keep_versions=0, keep_days=0)
+        self.params = dataclasses.replace(params, registry=registry, retention=retention)
         self.projects = 0
         self.had_champion = False
         self.counts: collections.Counter[str] = collections.Counter()
@@ -97,6 +104,9 @@ class World:
             mock.patch.object(register_module, "describe", return_value="a version"),
             mock.patch.object(gate_module, "judge", judge),
             mock.patch.object(promote_module, "judge", judge),
+            mock.patch.object(
+                remove_module, "delete_artifact", lambda client, run_id, name: client.delete_artifact(run_id, name)
+            ),
         ):
             yield
 
@@ -124,6 +134,8 @@ class World:
         draw, params, versions = self.random, self.params, self.state().versions
         names = ("register", "gate", "approve", "type", "reject", "decide", "rollback")
         name = draw.choices(names, weights=(3, 4, 3, 2, 1, 4, 3))[0] if versions else "register"
+        if self.cleans and versions and draw.random() < 0.2:
+            return "clean", self.clean
         fitting = {
             "gate": [one.number for one in versions.values() if one.gate is None],
             "approve": (waiting := [one.number for one in versions.values() if one.approval == "pending"]),
@@ -156,6 +168,24 @@ class World:
             for name, value in (("approved_by", by), ("approval", word)):
                 self.client.set_model_version_tag(self.params.registry.model, str(number), name, value)
 
+    def clean(self) -> None:
+        """Remove everything that may go; then all that an alias or a rollback may name is whole."""
+        at_desk(self.params, lambda desk: remove_versions(desk, range(1, 100), "Ada", None, datetime.now(UTC)))
+        self.check_whole()
+
+    def check_whole(self) -> None:
+        """Every alias serves files that hold, and so does every former champion, to which a rollback may return."""
+        model = self.params.registry.model
+        if model not in self.registry.models:
+            return
+        state = self.state()
+        for version in read_versions(self.client, model):
+            standing = state.versions.get(version.number)
+            if version.aliases or (standing is not None and standing.promoted_at is not None):
+                assert standing is not None
+                assert standing.removed is None
+                verify_version(registered_as(version, standing), signature_policy(self.params))
+
     def promote_one(self) -> None:
         number = self.register(self.new_project()).version
         if gate_version(self.params, number).passed:
@@ -183,6 +213,7 @@ class World:
         model = self.params.registry.model
         if model not in self.registry.models:
             return
+        self.check_whole()
         book = open_ledger(self.client, self.params.registry)
         assert book.findings() == []
         entries = book.entries()
@@ -233,7 +264,7 @@ class World:
             if entry.event == REGISTERED:
                 made[entry.details["run_id"]] = entry.details["tags"]["dvc_lock_md5"]
                 seen[("registered", made[entry.details["run_id"]])] += 1
-            elif entry.event in (REJECTED, PROMOTED):
+            elif entry.event in (REJECTED, PROMOTED, REMOVED):
                 seen[(entry.event, entry.version)] += 1
             elif entry.event == APPROVED:
                 seen[(entry.event, entry.version, entry.who)] += 1
@@ -298,10 +329,10 @@ def _skill(client: Any, run_id: str) -> float:
     return float(json.loads(read_artifact_text(client, run_id, "metrics.json"))["skill"])
 
 
-def run_sequence(params: Params, seed: int, operations: int = 12) -> collections.Counter[str]:
+def run_sequence(params: Params, seed: int, operations: int = 12, cleans: bool = False) -> collections.Counter[str]:
     """One sequence, checked after every step; returns what happened in it."""
     with tempfile.TemporaryDirectory(prefix="ecg-crash-", dir=_fast_folder()) as temporary:
-        world = World(Path(temporary), params, seed)
+        world = World(Path(temporary), params, seed, cleans)
         with world.in_force():
             for _ in range(world.random.choice([0, 1, 2, 3])):  # champions to begin with
                 world.promote_one()
@@ -355,12 +386,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sequences", type=int, default=1000)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--cleans", action="store_true", help="versions are removed on the way too")
     options = parser.parse_args()
     params = load_params(REPOSITORY / "params.yaml")
     started, counts = time.monotonic(), collections.Counter[str]()
     for seed in range(options.first_seed, options.first_seed + options.sequences):
         try:
-            counts += run_sequence(params, seed)
+            counts += run_sequence(params, seed, cleans=options.cleans)
         except BaseException:
             print(f"seed {seed} failed", file=sys.stderr)
             raise

@@ -116,6 +116,28 @@ class FastRegistry:
     def get_run(self, run_id: str) -> SimpleNamespace:
         return self.runs[run_id]
 
+    def search_runs(self, experiment_ids: Sequence[str], **_: Any) -> Page:
+        return Page()
+
+    def search_registered_models(self, **_: Any) -> Page:
+        return Page(self.models.values())
+
+    def list_artifacts(self, run_id: str, path: str | None = None) -> list[SimpleNamespace]:
+        place = self.folder / run_id
+        return [
+            SimpleNamespace(
+                path=found.relative_to(place).as_posix(), is_dir=found.is_dir(), file_size=found.stat().st_size
+            )
+            for found in (place / (path or "")).iterdir()
+        ]
+
+    def delete_artifact(self, run_id: str, name: str) -> None:
+        place = self.folder / run_id / name
+        if place.is_dir():
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)
+
     def log_batch(self, run_id: str, **what: Any) -> None:
         pass
 

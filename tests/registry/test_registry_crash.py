@@ -34,6 +34,17 @@ def test_sequences_with_kills(seeds: range) -> None:
     assert counts["rolled back"] >= len(seeds) // 8
 
 
+@pytest.mark.parametrize("seeds", [range(1000, 1008), pytest.param(range(1100, 1200), marks=pytest.mark.slow)])
+def test_sequences_in_which_versions_are_removed(seeds: range) -> None:
+    """Between and under kills: what an alias names or a rollback may return to is whole after every step."""
+    params = load_params(REPOSITORY / "params.yaml")
+    counts: collections.Counter[str] = collections.Counter()
+    for seed in seeds:
+        counts += run_sequence(params, seed, cleans=True)
+    assert counts["removed"] >= len(seeds) // 8
+    assert counts["promoted"] >= len(seeds)
+
+
 @pytest.mark.slow
 def test_processes_killed_for_real(store: Store, params: Params, tmp_path: Path) -> None:
     """20 verbs, each in a process that SIGKILL ends at a random write, then the promises and the next `decide`."""
