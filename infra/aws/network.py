@@ -64,7 +64,8 @@ def add_network(template: Template) -> Network:
     )  # fmt: skip
     template.add_resource(
         ec2.VPCEndpoint(
-            "S3Gateway", VpcId=Ref(vpc), ServiceName=Sub("com.amazonaws.${AWS::Region}.s3"), RouteTableIds=[Ref(routes)],
+            "S3Gateway", VpcId=Ref(vpc),
+            ServiceName=Sub("com.amazonaws.${AWS::Region}.s3"), RouteTableIds=[Ref(routes)],
             VpcEndpointType="Gateway",
         )
     )  # fmt: skip

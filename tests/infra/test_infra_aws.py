@@ -132,7 +132,8 @@ def test_the_world_reaches_nothing_but_the_door(template):
 
 # Allowed and denied calls of each role: action, bucket, key.
 CALLS = {
-    "reader": ([("get", "data", "mlflow/a")], [("put", "data", "mlflow/a"), ("get", "data", "dvc/a"), ("get", "ledger", "entries/a")]),
+    "reader": ([("get", "data", "mlflow/a")],
+               [("put", "data", "mlflow/a"), ("get", "data", "dvc/a"), ("get", "ledger", "entries/a")]),
     "approver": ([("get", "ledger", "entries/a")], [("put", "ledger", "entries/b"), ("get", "data", "mlflow/a")]),
     "trainer": ([("put", "data", "dvc/b"), ("delete", "data", "checkpoints/a"), ("put", "ledger", "entries/b")],
                 [("delete", "data", "dvc/a"), ("put", "data", "source/a"), ("delete", "ledger", "entries/a")]),
