@@ -1,8 +1,8 @@
 """PostgreSQL, and every secret: generated where it is kept, never a parameter, never in the template.
 
-Two databases to choose from. `aurora` pauses at 0 ACU ten minutes after the last connection: with sleeping servers it
-costs its storage alone; awake it takes 0.5 ACU at least. `instance` is the cheapest machine, always on: cheaper as soon
-as the servers are up more than some hours a day (docs/cost.md has the number).
+Two databases to choose from. `aurora` pauses at 0 ACU ten minutes after the last connection, so with sleeping servers
+it costs its storage alone; awake it takes 0.5 ACU at least. `instance` is the cheapest machine, always on: cheaper as
+soon as the servers are up more than some hours a day (docs/cost.md has the number).
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def plan(cfn: Any, s3: Any, stack: str, text: str, chosen: Mapping[str, str], bu
     lacking = [name for name, what in known.items() if "Default" not in what and name not in {*chosen, *had}]
     if lacking:
         raise UserError(f"--set: {', '.join(lacking)} have no default; expected --set NAME=VALUE for each")
-    values = [{"ParameterKey": key, "ParameterValue": value} for key, value in chosen.items()]
+    values: list[dict[str, Any]] = [{"ParameterKey": key, "ParameterValue": value} for key, value in chosen.items()]
     values += [{"ParameterKey": key, "UsePreviousValue": True} for key in known if key in had - set(chosen)]
     source = _source(s3, stack, text, bucket)
     made = cfn.create_change_set(

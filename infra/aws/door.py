@@ -1,6 +1,7 @@
 """The way in for people, where there is a certificate: a load balancer with TLS before MLflow (443) and Prefect (4200).
 
-Without a certificate there is none, which saves its monthly price: people come by SSM port forwarding (README.md).
+Without a certificate there is none, which saves its monthly price: people come by SSM port forwarding
+(infra/aws/README.md).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """GPU machines: none while nothing waits for one, spot, in an ECS capacity provider that starts and ends them.
 
-A run in the GPU pool becomes an ECS task; a task without a machine makes the provider start one; a machine without a
-task for a quarter of an hour is ended. When spot takes a machine back, ECS drains it, the task is told (SIGTERM, two
+A run in the GPU pool becomes an ECS task; a task that finds no machine makes the provider start one; a machine without
+a task for a quarter of an hour is ended. When spot takes a machine back, ECS drains it, the task is told (SIGTERM, two
 minutes), Prefect hears of its end at once through the queue of events, and the run goes on from its checkpoint on
 another machine (docs/training.md).
 """

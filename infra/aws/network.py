@@ -64,8 +64,9 @@ def add_network(template: Template) -> Network:
     )  # fmt: skip
     template.add_resource(
         ec2.VPCEndpoint(
-            "S3Gateway", VpcId=Ref(vpc), ServiceName=Sub("com.amazonaws.${AWS::Region}.s3"),
-            RouteTableIds=[Ref(routes)], VpcEndpointType="Gateway",
+            "S3Gateway", VpcId=Ref(vpc),
+            ServiceName=Sub("com.amazonaws.${AWS::Region}.s3"), RouteTableIds=[Ref(routes)],
+            VpcEndpointType="Gateway",
         )
     )  # fmt: skip
     subnets = [_subnet(template, vpc, routes, number) for number in range(ZONES)]

@@ -63,7 +63,7 @@ def add_parameters(template: Template) -> None:
         )
     )  # fmt: skip
 
-    text("CpuPool", "Prefect work pool of the worker", "local")
+    text("CpuPool", "Prefect work pool of the worker", "cpu")
     text("GpuPool", "Prefect work pool, type ecs, of the GPU machines", "gpu")
     text(
         "WakeCron", "When the servers start, UTC; the nightly run of prefect.yaml comes after it", "cron(45 1 * * ? *)"

@@ -91,7 +91,7 @@ def _data(role: Role, bucket: str) -> list[Statement]:
         uploads = ["s3:PutObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"]
         made.append(allow("WriteData", uploads, _below(bucket, role.writes)))
     if role.deletes:
-        # Not s3:DeleteObjectVersion: what was deleted by mistake can be brought back until the bucket's rule ends it.
+        # Not s3:DeleteObjectVersion: what was deleted by mistake can be brought back until the bucket's rule acts.
         made.append(allow("DeleteData", ["s3:DeleteObject"], _below(bucket, role.deletes)))
     return made
 
@@ -131,10 +131,8 @@ def data_bucket_policy(place: Place) -> Document:
         ),
         _deny(
             "OnlyThisKey", ["s3:PutObject"], [f"{place.data}/*"],
-            {
-                "ArnNotEqualsIfExists": {f"{header}-aws-kms-key-id": place.key},
-                "Null": {f"{header}-aws-kms-key-id": "false"},
-            },
+            {"ArnNotEqualsIfExists": {f"{header}-aws-kms-key-id": place.key},
+             "Null": {f"{header}-aws-kms-key-id": "false"}},
         ),
     ]  # fmt: skip
     return {"Version": "2012-10-17", "Statement": statements}

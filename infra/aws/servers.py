@@ -1,8 +1,8 @@
 """The servers of infra/compose.yaml as Fargate services: MLflow, Prefect, the webhook's receiver, the worker.
 
-The same image, commands and settings as there; what differs is where secrets, files and names come from. Each has
-a role of its own. Beside Prefect runs the watch (infra.aws.watch), which reports and puts servers with nothing to do to
-sleep; a schedule wakes them before the nightly run.
+The same image, commands and settings as there; what differs is where secrets, files and names come from. Each server
+has a role of its own. Beside Prefect runs the watch (infra.aws.watch), which reports and puts servers with nothing to
+do to sleep; a schedule wakes them before the nightly run.
 """
 
 from __future__ import annotations

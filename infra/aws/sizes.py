@@ -16,8 +16,8 @@ class Size:
     disk_gb: int = 20  # what comes with a task
 
 
-# A lost receiver is found by the schedule of `decide`, a lost dispatcher starts again while its tasks go on. MLflow,
-# Prefect and the worker carry a run that has hours of GPU behind it: they stay.
+# A lost receiver is found by the schedule of `decide`, a lost dispatcher is started again while its tasks go on.
+# MLflow, Prefect and the worker carry a run that has hours of GPU behind it: they stay.
 MLFLOW = Size("mlflow", 512, 2048, spot=False)
 PREFECT = Size("prefect", 512, 2048, spot=False)
 WORKER = Size("worker", 2048, 8192, spot=False, disk_gb=60)
