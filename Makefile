@@ -44,7 +44,7 @@ test-slow: install
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile --durations=25
 
 clean:   # what a run makes; the registry (mlruns/), DVC's cache and .venv stay
-	rm -rf data/records data/items data/exams models/adapter models/page_cnn reports/card reports/curves
+	rm -rf data/records data/items data/exams models/adapter models/page_cnn reports/card reports/curves reports/drift
 	rm -rf reports/metrics.json reports/predictions.parquet reports/training.csv dvc.lock .checkpoints logs dvc_plots
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build *.egg-info
