@@ -132,7 +132,7 @@ def _start_again() -> Automation:
 
     return Automation(
         name=STARTED_AGAIN,
-        description="With the parameters it had. One that crashes time and again is left alone (flows/retrain.py).",
+        description="With the parameters it had; what it had pushed is taken over.",
         trigger=EventTrigger(
             expect={"prefect.flow-run.Crashed"},
             match={"prefect.resource.id": ["prefect.flow-run.*"]},
