@@ -205,7 +205,7 @@ def delete_artifact(client: MlflowClient, run_id: str, name: str | None) -> None
 
     uri = client.get_run(run_id).info.artifact_uri
     try:
-        get_artifact_repository(uri).delete_artifacts(name)
+        get_artifact_repository(uri).delete_artifacts(name)  # type: ignore[no-untyped-call]
     except (MlflowException, requests.RequestException, OSError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
