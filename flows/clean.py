@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from components.registry.remove import Survey
     from components.registry.retention import Going, Selection, Staying
 
-MLFLOW_BIN = "deleted runs' disk space: MLflow's server keeps them in its bin until its admin runs, there: mlflow gc --older-than 30d"
+MLFLOW_BIN = (
+    "deleted runs' disk space: MLflow's server keeps them in its bin until its admin runs, there: "
+    "mlflow gc --older-than 30d"
+)
 
 
 @dataclass(slots=True)
