@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from components.registry.remove import Survey
     from components.registry.retention import Going, Selection, Staying
 
-MLFLOW_BIN = "MLflow's server keeps deleted runs until its admin runs, there: mlflow gc --older-than 30d"
+MLFLOW_BIN = (
+    "deleted runs' disk space: MLflow's server keeps them in its bin until its admin runs, there: "
+    "mlflow gc --older-than 30d"
+)
 
 
 @dataclass(slots=True)
@@ -120,8 +123,6 @@ def _remove(
     part(["experiment"], lambda: _experiments(found))
     part(["data", "remote data", "run cache"], lambda: _data(params, found, with_remote, now))
     part(["leftover", "log"], lambda: _files(found))
-    if removed and any(one.kind == "run" for one in removed) and params.registry.tracking_uri.startswith("http"):
-        failed.append(MLFLOW_BIN)
     return removed, failed
 
 
@@ -200,6 +201,8 @@ def _tell_runs(found: Findings, params: Params, survey: Survey) -> None:
     named = {run.run_id: str(run) for run in survey.runs}
     for run_id, why in survey.run_choice.going.items():
         _add(found, "run", run_id, f"{params.registry.tracking_uri} {named[run_id]}", survey.sizes[run_id], why)
+    if survey.run_choice.going and params.registry.tracking_uri.startswith("http"):
+        found.left.append(MLFLOW_BIN)
     for run_id, why in survey.run_choice.staying.items():
         _keep(found, "run", named[run_id], why)
 

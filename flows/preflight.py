@@ -146,5 +146,5 @@ def _check_disk(folder: Path) -> None:
     if free < MINIMUM_FREE_BYTES:
         raise UserError(
             f"{folder}: found {free / 1024**3:.1f} GiB free, expected {MINIMUM_FREE_BYTES / 1024**3:.0f} GiB; make "
-            "room (`python -m dvc gc --workspace` drops the data of former runs)"
+            "room (`ecg clean` lists what no kept version needs)"
         )

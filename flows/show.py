@@ -200,9 +200,9 @@ def retention(answer: Document) -> None:
     """The list of `ecg clean`."""
     many = ("data", "remote data", "run cache")  # by the thousand: told together
     stays = [one for one in answer["staying"] if one["kind"] not in many]
-    table(
-        f"Stays, of {answer['model']}", ["", "name", "because"], [(s["kind"], s["name"], s["because"]) for s in stays]
-    )
+    if stays:
+        told = [(one["kind"], one["name"], one["because"]) for one in stays]
+        table(f"Stays, of {answer['model']}", ["", "name", "because"], told)
     rows = [
         (g["kind"], g["name"], g["where"], _size(g["bytes"]), g["why"])
         for g in answer["going"]
@@ -214,7 +214,8 @@ def retention(answer: Document) -> None:
             rows.append(
                 (kind, f"{len(some)} objects", some[0]["where"], _size(sum(g["bytes"] for g in some)), some[0]["why"])
             )
-    table("May go", ["", "name", "where", "size", "why"], rows)
+    if rows:
+        table("May go", ["", "name", "where", "size", "why"], rows)
     for sentence in answer["left"]:
         say(f"Left alone: {sentence}")
     say(f"{_size(answer['bytes'])} in all." if answer["going"] else "There is nothing to remove.")

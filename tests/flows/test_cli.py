@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,29 @@ def test_outside_a_project_the_error_says_so(tmp_path: Path) -> None:
 
 def test_a_folder_below_the_root_is_inside_the_project() -> None:
     assert ecg("recipes", "--json", cwd=REPOSITORY / "tests" / "flows").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "agrees"),
+    [([], False), (["--json"], False), (["--dry-run"], False), (["--dry-run", "--yes"], False), (["--yes"], True)],
+)
+def test_clean_removes_only_what_somebody_agreed_to(
+    arguments: list[str], agrees: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody can be asked, it only lists."""
+    from typer.testing import CliRunner
+
+    import flows.clean
+
+    row = {"kind": "version", "name": "3", "where": "x", "bytes": 1, "why": "failed the gate"}
+    found = {"model": "m", "going": [row], "staying": [], "left": [], "bytes": 1}
+    asked: list[bool] = []
+
+    def clean(params: object, agree: Callable[[dict[str, object]], bool], **_: object) -> dict[str, object]:
+        asked.append(agree(found))
+        return {**found, "agreed": asked[0], "removed": [row] if asked[0] else [], "failed": []}
+
+    monkeypatch.setattr(flows.clean, "clean", clean)
+    monkeypatch.chdir(REPOSITORY)
+    assert CliRunner().invoke(app, ["clean", *arguments]).exit_code == 0
+    assert asked == [agrees]
