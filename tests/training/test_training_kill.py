@@ -17,6 +17,8 @@ from components.instruct.build import build_items
 from components.storage import sha256
 from components.training.fit import EXIT_STOPPED
 
+pytestmark = pytest.mark.slow  # each starts a training of its own, some several
+
 
 @pytest.fixture(scope="module")
 def items(records, tmp_path_factory):
@@ -113,7 +115,6 @@ def test_told_to_stop_while_s3_is_away_it_says_that_nothing_was_written(records,
         assert "nothing of the run is kept" in said
 
 
-@pytest.mark.slow
 def test_killed_at_twenty_moments_it_gives_the_same_bytes_each_time(records, items, whole, tmp_path):
     sha, seconds = whole
     moments = random.Random(0)
