@@ -260,6 +260,10 @@ def test_schedulers_and_workers_by_their_commands(tmp_path, monkeypatch):
     bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     dask = [sys.executable, "-m", "dask"]
     options = ["--nworkers", "1", "--nthreads", "1", "--host", "127.0.0.1", "--no-dashboard"]
+    # A module of the same name hides our code, also where it is installed.
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "components.py").touch()
     started: list[subprocess.Popen[bytes]] = []
 
     def start(command: list[str], folder: Path, **more: str) -> subprocess.Popen[bytes]:
@@ -272,7 +276,7 @@ def test_schedulers_and_workers_by_their_commands(tmp_path, monkeypatch):
     try:
         serve = [*dask, "scheduler", "--host", "127.0.0.1", "--no-dashboard", "--port"]
         port = free_port()
-        stranger = start([*serve, str(port)], tmp_path)
+        stranger = start([*serve, str(port)], elsewhere)
         until(lambda: answers(port))
         with pytest.raises(UserError, match=r"the scheduler cannot import this project \(No module named"):
             open_executor(ComputeParams(f"tcp://127.0.0.1:{port}", None), {}).__enter__()
@@ -286,7 +290,7 @@ def test_schedulers_and_workers_by_their_commands(tmp_path, monkeypatch):
             open_executor(ComputeParams(address, None), {}).__enter__()
 
         monkeypatch.setattr(executors, "JOIN_S", 30.0)
-        stranger = start([*dask, "worker", address, *options], tmp_path)
+        stranger = start([*dask, "worker", address, *options], elsewhere)
         with pytest.raises(UserError, match=r"worker tcp://\S+ cannot import this project \(No module named"):
             open_executor(ComputeParams(address, None), {}).__enter__()
         end(stranger)

@@ -84,7 +84,8 @@ class Office:
         """The recipe in force in `folder`, from now on with these blocks."""
         yaml = YAML()
         path = self.folder / "params.yaml"
-        tree = yaml.load(path)
+        # Always from the file as it stands: ruamel.yaml 0.19 loses line ends in what it has rewritten more than once.
+        tree = yaml.load(REPOSITORY / "params.yaml")
         tree["alerts"]["blocks"] = list(blocks)
         tree["alerts"]["prefect_url"] = "https://prefect.example.org"
         yaml.dump(tree, path)
