@@ -1,8 +1,9 @@
 """`ecg deploy`: what a team's Prefect server has to know, set up or brought up to date; again without harm.
 
 Variables (where the code is), work pools, the deployments of prefect.yaml, and the automations that find runs whose
-machine died: a run that sends no heartbeat is given up as Crashed; a `retrain` that crashed is started again, and goes
-on from what it had pushed; a `stage` that crashed is asked for again by the `retrain` that waits for it.
+machine died: a run that sends no heartbeat is given up as Crashed; a `retrain` that crashed is started again, a few
+times at most, and goes on from what it had pushed; a `stage` that crashed is asked for again by the `retrain` that
+waits for it.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def _start_again() -> Automation:
 
     return Automation(
         name=STARTED_AGAIN,
-        description="With the parameters it had; what it had pushed is taken over.",
+        description="With the parameters it had, as the next attempt; what it had pushed is taken over.",
         trigger=EventTrigger(
             expect={"prefect.flow-run.Crashed"},
             match={"prefect.resource.id": ["prefect.flow-run.*"]},
@@ -144,7 +145,10 @@ def _start_again() -> Automation:
             RunDeployment(
                 source="selected",
                 deployment_id=_deployment("retrain/retrain"),
-                parameters={name: _as_it_was(name) for name in ("recipe", "overrides", "in_clone", "elsewhere")},
+                parameters={
+                    **{name: _as_it_was(name) for name in ("recipe", "overrides", "in_clone", "elsewhere")},
+                    "attempt": _rendered("(flow_run.parameters['attempt'] | default(1)) + 1"),
+                },
                 job_variables=None,
             )
         ],
@@ -153,7 +157,12 @@ def _start_again() -> Automation:
 
 def _as_it_was(parameter: str) -> Mapping[str, Any]:
     """A parameter of the run that crashed, by Prefect's templates."""
-    template = "{{ flow_run.parameters['" + parameter + "'] | tojson }}"
+    return _rendered(f"flow_run.parameters['{parameter}'] | tojson")
+
+
+def _rendered(expression: str) -> Mapping[str, Any]:
+    """What Prefect makes of a template when the automation acts."""
+    template = "{{ " + expression + " }}"
     return {"__prefect_kind": "json", "value": {"__prefect_kind": "jinja", "template": template}}
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from components.registry.gate import Verdict
     from components.registry.register import Registered
 
+ATTEMPTS = 5  # runs that may be killed in a row: what kills them by itself would do so for ever
 TWO_AT_ONCE = cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=2))  # train ∥ baseline
 
 
@@ -41,7 +42,11 @@ TWO_AT_ONCE = cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_work
     on_crashed=[notify.on_crashed],
 )
 def retrain(
-    recipe: str | None = None, overrides: Sequence[str] = (), in_clone: bool = False, elsewhere: Sequence[str] = ()
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    in_clone: bool = False,
+    elsewhere: Sequence[str] = (),
+    attempt: int = 1,
 ) -> report.Document:
     """Bring the pipeline up to date, register the adapter and gate it; nothing to do is told in seconds.
 
@@ -53,14 +58,20 @@ def retrain(
         in_clone: Work in a clean clone: new objects of the source are taken in, results go to DVC's remote and to a
             branch retrain/DATE.
         elsewhere: Stages that workers of the pool gpu run, as train and evaluate; only in a clone.
+        attempt: Left at 1 by people; a run that was killed is started again with the next number, at most ATTEMPTS.
 
     Returns:
         `flows.report.summarize`'s document; of a clone where there was nothing to do, `flows.preflight.decided`'s.
 
     Raises:
-        UserError: a check found what a user has to mend before a run can start.
+        UserError: a check found what a user has to mend before a run can start, or it was killed `ATTEMPTS` times.
         StageFailed: a stage ended with an error.
     """
+    if attempt > ATTEMPTS:
+        raise UserError(
+            f"the run was killed {ATTEMPTS} times in a row and is not started again; look at its runs in Prefect and at "
+            "the memory and disk of their workers, then start one: prefect deployment run retrain/retrain"
+        )
     chosen = recipes.resolve(recipe, overrides)
     if in_clone:
         return _in_clone(chosen, elsewhere)

@@ -1,7 +1,7 @@
 """Fit an adapter: base and task in, adapter folder and training curve out.
 
 Deterministic on a CPU: the same inputs give the same adapter bytes, also when the run was killed and resumed, on this
-machine or another. SIGTERM writes a checkpoint and ends with 75 (EX_TEMPFAIL): the next run goes on from it.
+machine or another. SIGTERM or ^C writes a checkpoint and ends with 75 (EX_TEMPFAIL): the next run goes on from it.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def fit_adapter(
 
     Raises:
         UserError: inputs missing or not fitting, a loss that is no number (with the step's record ids), one that
-            diverged, or checkpoints that cannot be read, or not written when SIGTERM came.
-        Stopped: SIGTERM came; a checkpoint was written.
+            diverged, or checkpoints that cannot be read, or not written when it was told to stop.
+        Stopped: SIGTERM or ^C came; a checkpoint was written.
     """
     from components.training.trainer import AdapterTrainer, Look, whole_tensors
 

@@ -60,10 +60,12 @@ def run_launched(launch: LaunchParams, module: str) -> int:
         process.send_signal(number)
 
     before = signal.signal(signal.SIGTERM, pass_on)
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C has reached torchrun and its workers as well
     try:
         return process.wait()
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, ignored)
 
 
 def trainer_options(launch: LaunchParams, wrap: list[str], precision: str) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class AdapterTrainer(Trainer):
 
         Raises:
             UserError: a loss that is no number, or one that diverged; names the step and its records.
-            Stopped: SIGTERM came; a checkpoint was written.
+            Stopped: SIGTERM or ^C came; a checkpoint was written.
         """
         with Progress("train", self.recipe.steps) as progress, _stop_asked() as stop:
             self.remove_callback(PrinterCallback)
@@ -378,29 +378,39 @@ def _placed(tensor: Any, like: Any) -> Any:
 
 
 class _Stop:
-    """Whether SIGTERM has come."""
+    """Whether SIGTERM or ^C has come."""
 
     asked = False
+    interrupts = 0
 
 
 @contextmanager
 def _stop_asked() -> Iterator[_Stop]:
-    """SIGTERM is noted while the block runs; elsewhere than in the main thread it keeps its meaning."""
+    """SIGTERM and SIGINT are noted while the block runs, and a second ^C ends it without a checkpoint.
+
+    A machine that shuts down sends SIGTERM to every process, and the run that ends its stages SIGINT as well: both
+    together are one wish. Elsewhere than in the main thread they keep their meaning.
+    """
     stop = _Stop()
 
     def note(number: int, frame: types.FrameType | None) -> None:
         stop.asked = True
+        stop.interrupts += number == signal.SIGINT
+        if stop.interrupts > 1:
+            raise KeyboardInterrupt
 
     try:
-        before = signal.signal(signal.SIGTERM, note)
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     except ValueError:
         yield stop
         return
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C reaches the whole group; the trainer still needs its pages

@@ -42,24 +42,26 @@ def adapter_sha256(folder: Path) -> str:
     return sha256(folder / "models" / "adapter" / "adapter_model.safetensors")
 
 
-def interrupted(folder: Path, checkpoints: Path, number: int, seconds: float | None) -> int | None:
-    """Start a run and send it a signal: after so many seconds, or once a checkpoint is there."""
+def interrupted(folder: Path, checkpoints: Path, seconds: float | None, *signals: int) -> int | None:
+    """Start a run and send it signals: after so many seconds, or once a checkpoint is there."""
     child = start(folder, checkpoints)
     deadline = time.monotonic() + (300 if seconds is None else seconds)
     while time.monotonic() < deadline and child.is_alive():
         if seconds is None and any(checkpoints.glob("*/step-*/state.json")):
             break
         time.sleep(0.01)
-    if child.is_alive():
+    for number in signals if child.is_alive() else ():
         os.kill(child.pid, number)
     child.join()
     return child.exitcode
 
 
-def test_sigterm_writes_a_checkpoint_and_ends_with_its_own_status(records, items, whole, tmp_path):
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]], ids=["terminate", "both"])
+def test_told_to_stop_it_writes_a_checkpoint_and_ends_with_its_own_status(signals, records, items, whole, tmp_path):
+    """SIGTERM as from a machine that shuts down; ^C as from the run that ends its stages; both at once."""
     params = small_params(save_every=1)
     first = workplace(tmp_path / "first", params, records, items)
-    assert interrupted(first, tmp_path / "checkpoints", signal.SIGTERM, None) == EXIT_STOPPED
+    assert interrupted(first, tmp_path / "checkpoints", None, *signals) == EXIT_STOPPED
     assert not (first / "models").exists()
     second = workplace(tmp_path / "second", params, records, items)
     child = start(second, tmp_path / "checkpoints")
@@ -123,7 +125,7 @@ def test_killed_at_twenty_moments_it_gives_the_same_bytes_each_time(records, ite
     for run in range(20):
         checkpoints = tmp_path / f"checkpoints-{run}"
         first = workplace(tmp_path / f"first-{run}", params, records, items)
-        interrupted(first, checkpoints, signal.SIGKILL, moments.uniform(0.0, seconds))
+        interrupted(first, checkpoints, moments.uniform(0.0, seconds), signal.SIGKILL)
         resumed.append(bool(list(checkpoints.glob("*/step-*"))))
         second = workplace(tmp_path / f"second-{run}", params, records, items)
         child = start(second, checkpoints)
