@@ -1,47 +1,17 @@
-"""What a run leaves in Prefect, and patience with Prefect's server, which may be restarted under a run."""
+"""What a run leaves in Prefect while it works."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import cast
 from uuid import UUID
 
-import httpx
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.exceptions import PrefectHTTPStatusError
+
+from flows.passing import is_away, lasting
 
 SECONDS_BETWEEN_UPDATES = 5.0
-PATIENCE_SECONDS = 900.0  # so long may the server be away
-LONGEST_PAUSE_SECONDS = 30.0
-
-Answer = TypeVar("Answer")
-
-
-def patient(call: Callable[[], Answer], seconds: float = PATIENCE_SECONDS) -> Answer:
-    """What the server answers, asked again while it is away.
-
-    Raises:
-        Exception: what the call raised, where the server is there and refuses, or is away for longer than `seconds`.
-    """
-    started, pause = time.monotonic(), 0.5
-    while True:
-        try:
-            return call()
-        except Exception as error:
-            if not is_away(error) or time.monotonic() - started > seconds:
-                raise
-        time.sleep(pause)
-        pause = min(LONGEST_PAUSE_SECONDS, 2 * pause)
-
-
-def is_away(error: Exception) -> bool:
-    """Whether an error of Prefect's client says that its server cannot be reached just now."""
-    if isinstance(error, PrefectHTTPStatusError):
-        return bool(error.response.status_code >= 500)
-    # The client makes a RuntimeError of the first connection that is refused.
-    return isinstance(error, httpx.TransportError) or "Failed to reach API" in str(error)
 
 
 class StageProgress:
@@ -52,7 +22,7 @@ class StageProgress:
 
     def __init__(self, name: str) -> None:
         description = f"Stage {name}"
-        made = patient(lambda: create_progress_artifact(0.0, key=f"stage-{name}", description=description))
+        made = lasting(lambda: create_progress_artifact(0.0, key=f"stage-{name}", description=description))
         self._artifact = cast(UUID, made)
         self._updated = time.monotonic()
 

@@ -17,6 +17,7 @@ import yaml
 
 from components.params import PARAMS_FILE, Params, UserError
 from components.storage import write_text
+from flows.passing import lasting, say
 from flows.project import environment
 from flows.replica import GitFailed, git
 from flows.report import LOCK
@@ -106,17 +107,17 @@ def look() -> Look:
 def bring_sources(newer: Sequence[str]) -> None:
     """Bring the data of every import: the new version of each of `newer`, of the others what the commit names."""
     if newer:
-        _dvc("update", "--quiet", *newer)
+        _reach("update", *newer)
     known = [path for path in map(str, _imports()) if path not in newer]
     if known:
-        _dvc("pull", "--quiet", *known)
+        _reach("pull", *known)
 
 
 def bring_arrivals() -> None:
     """Bring what new records are compared with: the record store of the clone's dvc.lock, and the sources of today."""
     own = _files("HEAD")
     bring_sources([path for path, source in _sources_now().items() if _source(own.get(path, "")) != source])
-    _dvc("pull", "--quiet", RECORDS)
+    _reach("pull", RECORDS)
 
 
 def start(settled: Settled | None) -> str:
@@ -153,7 +154,7 @@ def check_out(branch: str, commit: str) -> None:
         UserError: the branch has moved on: the run that asked is no longer the one that counts.
     """
     try:
-        git("fetch", "--quiet", "--depth=1", REMOTE, f"refs/heads/{branch}")
+        _origin("fetch", "--quiet", "--depth=1", REMOTE, f"refs/heads/{branch}")
         found = git("rev-parse", "FETCH_HEAD")
     except GitFailed as error:
         raise UserError(f"branch {branch}: cannot be fetched from {REMOTE} ({error}); start the run again") from error
@@ -167,8 +168,8 @@ def check_out(branch: str, commit: str) -> None:
 def complete() -> None:
     """Fetch what a shallow clone lacks: every commit, also those of runs' branches."""
     if git("rev-parse", "--is-shallow-repository") == "true":
-        git("fetch", "--quiet", "--unshallow", REMOTE)
-    git("fetch", "--quiet", REMOTE, f"+refs/heads/*:refs/remotes/{REMOTE}/*")
+        _origin("fetch", "--quiet", "--unshallow", REMOTE)
+    _origin("fetch", "--quiet", REMOTE, f"+refs/heads/*:refs/remotes/{REMOTE}/*")
 
 
 def tree(commit: str) -> str:
@@ -178,18 +179,18 @@ def tree(commit: str) -> str:
 
 def push_stage(name: str) -> None:
     """Push what stage `name` made, and the run cache by which any clone can take it over."""
-    _dvc("push", "--quiet", "--run-cache", name)
+    _reach("push", "--run-cache", name)
 
 
 def _publish(branch: str, message: str) -> str:
     if has_remote():
-        _dvc("push", "--quiet", "--run-cache")
+        _reach("push", "--run-cache")
     git("add", "--", str(PARAMS_FILE), *([str(LOCK)] if LOCK.is_file() else []), *map(str, _imports()))
     finishes = not message.startswith(UNFINISHED) and git("log", "-1", "--format=%s") == UNFINISHED
     if finishes or git("diff", "--cached", "--name-only"):
         git("commit", "--quiet", "--allow-empty", "-m", message, settings=SIGNATURE)
     # What an unfinished run of today left there is replaced; finished branches are never pushed over, see `start`.
-    git("push", "--quiet", "--force", REMOTE, f"HEAD:refs/heads/{branch}")
+    _origin("push", "--quiet", "--force", REMOTE, f"HEAD:refs/heads/{branch}")
     return git("rev-parse", "HEAD")
 
 
@@ -204,7 +205,7 @@ def _sources_now() -> dict[str, object]:
     for path in _imports():
         before = path.read_text()
         try:
-            _dvc("update", "--quiet", "--no-download", str(path))
+            _reach("update", "--no-download", str(path))
             now[str(path)] = _source(path.read_text())
         finally:
             write_text(path, before)  # what was not downloaded has no name for its data
@@ -267,12 +268,22 @@ def _finished() -> list[str]:
 def _tips() -> dict[str, str]:
     """Branch of a run -> subject of its last commit, newest first."""
     where = f"refs/remotes/{REMOTE}/{BRANCHES}"
-    if not git("ls-remote", REMOTE, f"refs/heads/{BRANCHES}*"):
+    if not _origin("ls-remote", REMOTE, f"refs/heads/{BRANCHES}*"):
         return {}  # a fetch of none is an error
-    git("fetch", "--quiet", "--depth=1", REMOTE, f"+refs/heads/{BRANCHES}*:{where}*")
+    _origin("fetch", "--quiet", "--depth=1", REMOTE, f"+refs/heads/{BRANCHES}*:{where}*")
     listed = git("for-each-ref", "--sort=-committerdate", "--format=%(refname)%09%(subject)", where)
     pairs = (line.split("\t", 1) for line in listed.splitlines())
     return {ref.removeprefix(f"refs/remotes/{REMOTE}/"): subject for ref, subject in pairs}
+
+
+def _origin(*arguments: str) -> str:
+    """What git prints that speaks to the origin, which may be away for a while."""
+    return lasting(lambda: git(*arguments), say)
+
+
+def _reach(*arguments: str) -> None:
+    """DVC with storage, which may be away for a while."""
+    lasting(lambda: _dvc(*arguments), say)
 
 
 def _dvc(*arguments: str, may_fail: bool = False) -> str:

@@ -19,7 +19,8 @@ from prefect.exceptions import ObjectNotFound
 
 from components.params import UserError, load_params
 from flows import clone, notify, preflight
-from flows.artifacts import StageProgress, patient
+from flows.artifacts import StageProgress
+from flows.passing import is_elsewhere_better, lasting
 from flows.report import Document
 from flows.stage import INTERRUPTED, StageFailed, no_orphans, run_stage
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 DEPLOYMENT = "stage/stage"
 TRIES = 5  # runs of one stage that may end without its fault
 SECONDS_BETWEEN_LOOKS = 2.0
+FIRST_PAUSE_SECONDS = 15.0  # before a stage is asked for again that met a full disk or a server that was away
 REMARK_SECONDS = 600.0  # between remarks that no worker has come yet
 
 OnNews = Callable[[str], None]
@@ -75,11 +77,12 @@ class Ask:
 
 
 def run_remote(ask: Ask, on_news: OnNews) -> None:
-    """Have a worker run a stage, and wait; again where its worker died.
+    """Have a worker run a stage, and wait; again where its worker died, its disk was full or a server was away.
 
     Raises:
-        StageFailed: the stage failed, or was interrupted `TRIES` times.
+        StageFailed: the stage failed, or was lost or hindered `TRIES` times.
     """
+    pause = FIRST_PAUSE_SECONDS
     for name, state in ends(ask, on_news):
         if state.is_completed():
             return
@@ -87,11 +90,16 @@ def run_remote(ask: Ask, on_news: OnNews) -> None:
         if state.is_crashed() or INTERRUPTED in told:
             on_news(f"{ask.name}: run '{name}' was lost ({told[:200]}); asked for again")
             continue
+        if is_elsewhere_better(told):
+            on_news(f"{ask.name}: run '{name}' met what may pass ({told[-300:]}); asked for again in {pause:.0f} s")
+            time.sleep(pause)
+            pause *= 2
+            continue
         raise StageFailed(ask.name, f"run '{name}' on a worker {state.type.value}: {told}", "UserError" in told)
     raise StageFailed(
         ask.name,
-        f"its worker was lost {TRIES} times; look at the runs of {DEPLOYMENT} in Prefect, and whether the machines of "
-        "its pool have what the stage needs",
+        f"it was lost or hindered {TRIES} times; look at the runs of {DEPLOYMENT} in Prefect, and whether the machines "
+        "of its pool have what the stage needs",
         users_error=False,
     )
 
@@ -102,7 +110,7 @@ def ends(ask: Ask, on_news: OnNews) -> Iterator[tuple[str, State[Any]]]:
     while made < TRIES:
         number += 1
         key = f"{ask.key}-{number}"
-        run = patient(partial(_submit, ask, key))
+        run = lasting(partial(_submit, ask, key))
         if run.state is not None and run.state.is_final() and not run.state.is_completed():
             continue  # it had ended before it was asked for here: somebody else's try
         made += 1
@@ -125,7 +133,7 @@ def _wait(run: FlowRun, on_news: OnNews) -> State[Any]:
     """The final state of a run; says now and then what it waits for."""
     remarked, shown = time.monotonic(), ""
     while True:
-        state = patient(partial(_state, run.id))
+        state = lasting(partial(_state, run.id))
         if state is not None and state.is_final():
             return state
         name = "not there yet" if state is None else str(state.name)

@@ -21,9 +21,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from components.params import Params
+from components.params import Params, UserError
 from flows import clone, notify, preflight, project, recipes, report, show
 from flows.artifacts import StageProgress
+from flows.passing import lasting, say
 from flows.stage import Outcome, no_orphans, run_stage
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ def retrain(
     """
     if attempt > ATTEMPTS:
         raise UserError(
-            f"the run was killed {ATTEMPTS} times in a row and is not started again; look at its runs in Prefect and at "
-            "the memory and disk of their workers, then start one: prefect deployment run retrain/retrain"
+            f"the run was killed {ATTEMPTS} times in a row and is not started again; look at its runs in Prefect and "
+            "at the memory and disk of their workers, then start one: prefect deployment run retrain/retrain"
         )
     chosen = recipes.resolve(recipe, overrides)
     if in_clone:
@@ -100,24 +101,25 @@ def _in_clone(chosen: recipes.Resolution, elsewhere: Sequence[str]) -> report.Do
     chosen.put_in_force()
     look = clone.look()
     if look.settled is not None:
-        done = preflight.decided(params, report.text_md5(look.settled.lock))
+        lock_md5 = report.text_md5(look.settled.lock)
+        done = lasting(lambda: preflight.decided(params, lock_md5), say)
         if done is not None:
             create_markdown_artifact(report.nothing_to_do(done, params), key="retrain-report")
             return done
     with project.alone():
         branch = clone.start(look.settled)
         clone.bring_sources(look.newer if look.settled is None else ())
-        preflight.check(params)
+        lasting(lambda: preflight.check(params), say)
         make(params, Away(branch, frozenset(elsewhere)))
         commit = clone.publish(branch, report.commit_message(params, look.newer))
-        registered = register(params)
-        verdict = gate(params, registered.version)
+        registered = lasting(lambda: register(params), say)
+        verdict = lasting(lambda: gate(params, registered.version), say)
         if not verdict.passed:
             notify.tell_refusal(params, registered.version)
     status = "registered" if registered.created else "nothing-to-do"
     answer = report.summarize(status, params, registered.version, verdict)
     publish(answer, params)
-    propose(answer, params, registered.run_id, branch, commit)
+    lasting(lambda: propose(answer, params, registered.run_id, branch, commit), say)
     return answer
 
 
@@ -166,7 +168,10 @@ def stage(
             progress.advance(name, label, done, total, note)
             artifact(label, done, total, note)
 
-        outcome = run_stage(name, on_progress, tracking, options=() if away is None else ("--pull",))
+        def work() -> Outcome:
+            return run_stage(name, on_progress, tracking, options=() if away is None else ("--pull",))
+
+        outcome = work() if away is None else lasting(work, say)
         artifact.finish()
     else:
         from flows.elsewhere import Ask, run_remote
@@ -174,7 +179,7 @@ def stage(
         started = time.monotonic()
         key = f"{name}-{clone.tree(commit)}"
         run_remote(Ask(name, away.branch, commit, tracking, key), get_run_logger().info)
-        taken = run_stage(name, lambda *_: None, tracking, options=("--pull",), restore=True)
+        taken = lasting(lambda: run_stage(name, lambda *_: None, tracking, options=("--pull",), restore=True), say)
         outcome = Outcome(name, taken.outcome, time.monotonic() - started)
     progress.finish(name, outcome.outcome, outcome.seconds)
     return outcome
