@@ -20,7 +20,8 @@ OnNews = Callable[[str], None]
 _AWAY = re.compile(
     r"Could not connect to the endpoint URL|Connect(?:ion)? time(?:out|d out)|Read time(?:out|d out)"
     r"|reached max retries|Connection was closed before|Connection broken|Connection (?:reset|refused|aborted)"
-    r"|RemoteDisconnected|Max retries exceeded|reduce your request rate|Service Unavailable|Internal Server Error|Bad Gateway"
+    r"|RemoteDisconnected|Max retries exceeded|reduce your request rate|Service Unavailable"
+    r"|Internal Server Error|Bad Gateway"
     r"|too many 50\d error responses|failed with error code 50[0234]|Name or service not known|name resolution"
     r"|Could not resolve host|Failed to connect to|remote end hung up|components\.s3\.Unavailable|Failed to reach API",
     re.I,

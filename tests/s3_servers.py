@@ -97,6 +97,7 @@ def free_port() -> int:
 
 
 Answer = tuple[int, dict[str, str], bytes]
+CUT: Answer = (0, {}, b"")  # no answer at all: the connection is closed
 
 
 def error(status: int, code: str, message: str = "", headers: dict[str, str] | None = None) -> Answer:
@@ -133,6 +134,9 @@ def front(behind: str | None = None) -> Iterator[Front]:
             body = self.rfile.read(length)
             found.asked.append((self.command, self.path))
             answer = found.judge(self.command, self.path)
+            if answer is CUT:
+                self.close_connection = True
+                return
             if answer is None:
                 assert behind is not None
                 headers = {name: value for name, value in self.headers.items() if name != "Expect"}

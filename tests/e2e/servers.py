@@ -57,13 +57,18 @@ def background(
         try:
             yield process
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that leads a session, with all that it started there."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def answers(url: str, process: subprocess.Popen[bytes], log: Path) -> bool:
@@ -228,14 +233,31 @@ def mlflow_for_a_team(
         yield made
 
 
-@dataclass(frozen=True)
+@dataclass
 class Prefect:
-    """A Prefect server of this test's own."""
+    """A Prefect server of this test's own; `start` and `stop` are what restarts it."""
 
     url: str
     environment: dict[str, str]
     cwd: Path
+    log: Path
     account: str | None = None  # NAME:PASSWORD
+    serving: Mapping[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        port = self.url.removesuffix("/api").rpartition(":")[2]
+        command = [PREFECT, "server", "start", "--host", "127.0.0.1", "--port", port, "--no-ui"]
+        with self.log.open("ab") as file:
+            process = subprocess.Popen(
+                command, cwd=self.cwd, env=self.serving, stdout=file, stderr=file, start_new_session=True
+            )
+        self.process = process
+        wait_until(lambda: answers(f"{self.url}/health", process, self.log), 600, self.log, every=0.5)
+
+    def stop(self) -> None:
+        assert self.process is not None
+        end(self.process)
 
     def prefect(self, *arguments: str) -> str:
         done = subprocess.run(
@@ -261,23 +283,24 @@ def prefect_server(
     cwd: Path, environment: Mapping[str, str], home: Path, database: str | None = None, account: str | None = None
 ) -> Iterator[Prefect]:
     """A Prefect server; `cwd` is the project that is deployed to it. `database`: PostgreSQL's address, else SQLite."""
-    port = free_port()
     settings = {
         "PREFECT_HOME": str(home),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "DO_NOT_TRACK": "1",
         **({} if account is None else {"PREFECT_API_AUTH_STRING": account}),
     }
-    started = Prefect(settings["PREFECT_API_URL"], {**environment, **settings}, cwd, account)
-    serving = dict(started.environment)
+    made = Prefect(settings["PREFECT_API_URL"], {**environment, **settings}, cwd, home / "server.log", account)
+    serving = dict(made.environment)
     if database is not None:
         serving["PREFECT_API_DATABASE_CONNECTION_URL"] = database.replace("postgresql://", "postgresql+asyncpg://")
     if account is not None:
         serving["PREFECT_SERVER_API_AUTH_STRING"] = account
-    command = [PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
-    log = home / "server.log"
-    with background(command, cwd, serving, log) as process:
-        wait_until(lambda: answers(f"{started.url}/health", process, log), 600, log, every=0.5)
-        yield started
+    made.serving = serving
+    try:
+        made.start()
+        yield made
+    finally:
+        if made.process is not None:
+            made.stop()
