@@ -1,4 +1,4 @@
-"""A team's machines in small, on loopback: S3, PostgreSQL, MLflow with accounts, Prefect, workers in homes of their own.
+"""A team's machines in small, on loopback: S3, PostgreSQL, MLflow with accounts, Prefect, workers with their own homes.
 
 Each worker has its folder, home, temporary folder and DVC cache; what they share is S3, the servers and git's origin.
 """
@@ -83,6 +83,11 @@ class Cloud:
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
+    @property
+    def cpu_log(self) -> Path:
+        """Of a worker that runs `retrain`."""
+        return self.log(next(name for name in self.workers if name.startswith("cpu")))
+
     def runs(self, flow: str) -> list[dict[str, Any]]:
         return [run for run in self.prefect.runs(flow) if run["state_type"] != "SCHEDULED"]
 
@@ -109,7 +114,7 @@ class Cloud:
         def fired() -> list[dict[str, Any]]:
             return [run for run in self.runs(flow) if run["id"] not in known]
 
-        wait_until(lambda: bool(fired()), 180, self.log("cpu"), every=0.5)
+        wait_until(lambda: bool(fired()), 180, self.cpu_log, every=0.5)
         self.prefect.prefect("deployment", "schedule", "delete", f"{flow}/{flow}", made["id"], "--accept-yes")
         (run, *_) = fired()
         assert run["auto_scheduled"]
@@ -123,7 +128,7 @@ class Cloud:
             found.update(self.prefect.post("/flow_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})[0])
             return found["state_type"] in FINAL
 
-        wait_until(is_final, seconds, self.log("cpu"), every=0.5)
+        wait_until(is_final, seconds, self.cpu_log, every=0.5)
         return found
 
     def versions(self) -> list[dict[str, Any]]:

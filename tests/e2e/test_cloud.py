@@ -1,5 +1,5 @@
-"""A team's year in small (cloud.py): the schedule fires, the gpu worker is killed in the middle of the training, another
-goes on, Ada approves in MLflow, the champion moves; the second run finds nothing to do and downloads nothing.
+"""A team's year in small (cloud.py): the schedule fires, the gpu worker is killed in the middle of the training,
+another goes on, Ada approves in MLflow, the champion moves; the second run finds nothing to do and downloads nothing.
 """
 
 from __future__ import annotations
