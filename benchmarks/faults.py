@@ -16,6 +16,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -533,6 +534,7 @@ def main() -> None:
     many.add_argument("--nights", type=int, default=50)
     many.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the servers too
     folder = Path(tempfile.mkdtemp(prefix="ecg-faults-"))
     try:
         rows = table(folder, given.only) if given.command == "table" else soak(folder, given.nights, given.seed)
