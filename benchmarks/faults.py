@@ -42,6 +42,7 @@ from flows.recipes import resolve  # noqa: E402
 
 DISK_BYTES = 3 * 1024**3  # of the machine whose disk runs full: the free space that a stage asks for, and some
 RUN_SECONDS = 1800.0  # the longest that a night may take
+CALM_SECONDS = 6  # without a run: then a night is over
 TRAINED = ("components.training.train", "components.evaluation", "components.reporting")  # stages behind the fault
 
 
@@ -268,10 +269,10 @@ def night(team: Team, strike: Callable[[set[str]], None]) -> dict[str, Any]:
     def over() -> bool:
         nonlocal calm  # a run given up is started again by an automation some seconds later
         calm = calm + 1 if team.settled() else 0
-        return calm >= 8
+        return calm >= CALM_SECONDS
 
     wait_until(over, RUN_SECONDS, team.cloud.log(team.cpu), every=1.0)
-    seconds = time.monotonic() - began - 8
+    seconds = time.monotonic() - began - CALM_SECONDS
     runs = [run for run in team.runs() if run["id"] not in known]
     told = [f"{run['parameters'].get('name', 'retrain')} {run['state_type'].lower()}" for run in runs]
     retrains = [run for run in runs if "name" not in run["parameters"]]
@@ -404,7 +405,7 @@ def struck(team: Team, name: str, moment: Callable[[Team, set[str]], bool], seco
         FAULTS[name].strike(team, seconds)
 
     row = night(team, strike)
-    return {**row, "after_fault_seconds": round(time.monotonic() - 8 - at, 1)}
+    return {**row, "after_fault_seconds": round(time.monotonic() - CALM_SECONDS - at, 1)}
 
 
 @dataclass(frozen=True)
@@ -489,7 +490,7 @@ def soak(folder: Path, nights: int, seed: int) -> Iterator[dict[str, Any]]:
         cloud.pause("decide")
         expected = 0
         for number in range(nights):
-            news = "first" if number == 0 else chance.choices(NEWS, (0.5, 0.2, 0.15, 0.15))[0]
+            news = "first" if number == 0 else chance.choices(NEWS, (0.6, 0.2, 0.1, 0.1))[0]
             fault = chance.choice(SOAK_FAULTS)
             worked = news != "nothing new"
             delay = chance.uniform(0, 100 if worked else 15)

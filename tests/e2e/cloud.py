@@ -106,7 +106,7 @@ class Cloud:
         """Let a schedule of the deployment come due within half a minute, and give the run that it started."""
         known = {run["id"] for run in self.runs(flow)}
         deployment = self.deployment(flow)["id"]
-        schedule = [{"schedule": {"interval": 30, "timezone": "Etc/UTC"}, "active": True}]
+        schedule = [{"schedule": {"interval": 20, "timezone": "Etc/UTC"}, "active": True}]
         (made,) = self.prefect.post(f"/deployments/{deployment}/schedules", schedule)
 
         def fired() -> list[dict[str, Any]]:
