@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import boto3
 import pytest
@@ -24,11 +23,6 @@ PLACE = policies.Place("arn:aws:s3:::data", "arn:aws:s3:::ledger")
 @pytest.fixture(scope="module")
 def text() -> str:
     return deploy.to_json(build())
-
-
-@pytest.fixture(scope="module")
-def template(text: str) -> dict[str, Any]:
-    return json.loads(text)
 
 
 @pytest.fixture
