@@ -129,20 +129,24 @@ CALLS = {
     "reader": ([("get", "data", "mlflow/a")],
                [("put", "data", "mlflow/a"), ("get", "data", "dvc/a"), ("get", "ledger", "entries/a")]),
     "approver": ([("get", "ledger", "entries/a")], [("put", "ledger", "entries/b"), ("get", "data", "mlflow/a")]),
-    "trainer": ([("put", "data", "dvc/b"), ("delete", "data", "checkpoints/a"), ("put", "ledger", "entries/b")],
+    "trainer": ([("put", "data", "dvc/b"), ("delete", "data", "checkpoints/a"), ("uploads", "data", ""),
+                 ("put", "ledger", "entries/b")],
                 [("delete", "data", "dvc/a"), ("put", "data", "source/a"), ("delete", "ledger", "entries/a")]),
     "promoter": ([("put", "ledger", "entries/b"), ("get", "data", "source/a")],
                  [("delete", "ledger", "entries/a"), ("put", "data", "mlflow/a"), ("delete", "data", "dvc/a")]),
     "gpu-worker": ([("get", "data", "dvc/a"), ("put", "data", "checkpoints/b")],
                    [("get", "ledger", "entries/a"), ("get", "data", "source/a"), ("put", "data", "mlflow/a")]),
     "supplier": ([("put", "data", "source/b")], [("get", "data", "source/a"), ("put", "data", "dvc/b")]),
-    "cleaner": ([("delete", "data", "dvc/a")], [("put", "data", "dvc/b"), ("delete", "ledger", "entries/a")]),
+    "cleaner": ([("delete", "data", "dvc/a"), ("uploads", "data", ""), ("put", "ledger", "entries/b")],
+                [("put", "data", "dvc/b"), ("delete", "ledger", "entries/a")]),
 }  # fmt: skip
 
 
 def call(s3, what, bucket, key):
     if what == "get":
         s3.get_object(Bucket=bucket, Key=key)
+    elif what == "uploads":
+        s3.list_multipart_uploads(Bucket=bucket)
     elif what == "put":
         s3.put_object(Bucket=bucket, Key=key, Body=b"x")
     else:
