@@ -97,6 +97,13 @@ def test_secrets_come_by_reference_only(template):
             assert database.get("StorageEncrypted", True) is True
 
 
+def test_what_trains_keeps_its_checkpoints_where_a_lost_machine_does_not_matter(template):
+    told = template["Outputs"]["Checkpoints"]["Value"]
+    for name in ("WorkerTask", "GpuTask"):
+        [container] = template["Resources"][name]["Properties"]["ContainerDefinitions"]
+        assert {"Name": "ECG_CHECKPOINTS", "Value": told} in container["Environment"]
+
+
 def test_idle_is_zero(template):
     [group] = of_type(template, "AWS::AutoScaling::AutoScalingGroup").values()
     assert (group["MinSize"], "DesiredCapacity" in group) == ("0", False)
