@@ -1,6 +1,6 @@
 """Records and exams: the serial stage against local processes and a local Dask cluster, by turns in one run.
 
-    python -m benchmarks.executor [--patients 400] [--workers 2] [--ptbxl FOLDER --limit 40] [--json]
+    python -m benchmarks.executor [--patients 1600] [--workers 2] [--ptbxl FOLDER --limit 40] [--json]
 
 The peer is the serial stage. Processes and cluster are started before the clock, and each stage runs once unmeasured.
 The bytes of all are compared.

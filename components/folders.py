@@ -9,8 +9,10 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from components.params import UserError
 from components.s3 import SCHEME, s3_client, s3_code, split_s3, told, transfer_config
@@ -91,6 +93,14 @@ class LocalFolders:
                 shutil.rmtree(path)
 
 
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """Bytes below an address, and when the newest of them were written (UTC)."""
+
+    bytes: int
+    written: datetime
+
+
 class S3Folders:
     """Prefixes below a prefix of a bucket: a folder's files are uploaded one by one, its seal last."""
 
@@ -132,6 +142,27 @@ class S3Folders:
 
     def sweep(self) -> None:
         self.remove(name for name, files in self._folders().items() if self.seal not in files)
+        self._abort_uploads()
+
+    def weigh(self) -> dict[str, Weight]:
+        """What lies below each name, however deep, whole or half-written."""
+        found: dict[str, Weight] = {}
+        for one in self._listed(self.prefix):
+            name, _, rest = one["Key"].removeprefix(self.prefix).partition("/")
+            if name and rest:
+                before = found.get(name, Weight(0, one["LastModified"]))
+                found[name] = Weight(before.bytes + one["Size"], max(before.written, one["LastModified"]))
+        return found
+
+    def clear(self) -> None:
+        """Delete everything below the address, the seals first, so that a kill leaves nothing that looks whole."""
+        keys = [one["Key"].removeprefix(self.prefix) for one in self._listed(self.prefix)]
+        seals = [key for key in keys if key.rpartition("/")[2] == self.seal]
+        self._delete(seals)
+        self._delete(key for key in keys if key not in set(seals))
+        self._abort_uploads()
+
+    def _abort_uploads(self) -> None:
         from botocore.exceptions import ClientError
 
         uploads = self._client.get_paginator("list_multipart_uploads")
@@ -148,15 +179,17 @@ class S3Folders:
 
     def _folders(self, below: str = "") -> dict[str, list[str]]:
         """Each folder's files; what lies deeper or higher than a file of a folder is not ours."""
-        prefix = self.prefix + below
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
-        with self._told(prefix):
-            keys = [found["Key"].removeprefix(self.prefix) for page in pages for found in page.get("Contents", ())]
+        keys = [found["Key"].removeprefix(self.prefix) for found in self._listed(self.prefix + below)]
         folders: dict[str, list[str]] = {}
         for name, *files in (key.split("/") for key in keys):
             if name and len(files) == 1 and files[0] not in ("", ".", ".."):
                 folders.setdefault(name, []).append(files[0])
         return folders
+
+    def _listed(self, prefix: str) -> list[dict[str, Any]]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+        with self._told(prefix):
+            return [found for page in pages for found in page.get("Contents", ())]
 
     def _delete(self, names: Iterable[str]) -> None:
         from botocore.exceptions import ClientError

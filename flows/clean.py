@@ -119,7 +119,7 @@ def _remove(
 
     part(["version"], lambda: _versions(params, found, by, now))
     part(["run"], lambda: _runs(params, found, now))
-    part(["checkpoints"], lambda: _checkpoints(found))
+    part(["checkpoints"], lambda: _checkpoints(params, found, now))
     part(["experiment"], lambda: _experiments(found))
     part(["data", "remote data", "run cache"], lambda: _data(params, found, with_remote, now))
     part(["leftover", "log"], lambda: _files(found))
@@ -142,10 +142,17 @@ def _runs(params: Params, found: Findings, now: datetime) -> list[str]:
     return at_desk(params, lambda desk: remove_runs(desk, run_ids, _lock_here(), now))
 
 
-def _checkpoints(found: Findings) -> None:
+def _checkpoints(params: Params, found: Findings, now: datetime) -> list[str]:
+    """A training elsewhere may have gone on from some of them since they were listed: those stay."""
+    from components.registry.remove import surveyed
+
     place = leftovers.checkpoints()
-    for name in found.names("checkpoints"):
+    with surveyed(params, _lock_here(), now) as survey:
+        still = _choose_checkpoints(place.found(), params, survey, now).going
+    going = [name for name in found.names("checkpoints") if name in still]
+    for name in going:
         place.remove(name)
+    return going
 
 
 def _experiments(found: Findings) -> None:
@@ -208,12 +215,22 @@ def _tell_runs(found: Findings, params: Params, survey: Survey) -> None:
 
 
 def _tell_checkpoints(found: Findings, params: Params, survey: Survey, now: datetime) -> None:
+    try:
+        places = leftovers.checkpoints().found()
+    except UserError as why:
+        found.left.append(f"checkpoints: {why}")
+        return
+    chosen = _choose_checkpoints(places, params, survey, now)
+    _tell(found, "checkpoints", chosen, lambda name: (places[name].where, places[name].bytes))
+
+
+def _choose_checkpoints(
+    places: Mapping[str, leftovers.Kept], params: Params, survey: Survey, now: datetime
+) -> Selection:
     from components.registry.retention import select_checkpoints
 
-    places = leftovers.checkpoints().found()
     written = {name: place.written for name, place in places.items()}
-    chosen = select_checkpoints(written, survey.runs, survey.run_choice.going, params.retention, now)
-    _tell(found, "checkpoints", chosen, lambda name: (str(places[name].path), places[name].bytes))
+    return select_checkpoints(written, survey.runs, survey.run_choice.going, params.retention, now)
 
 
 def _tell_data(found: Findings) -> None:

@@ -1,6 +1,7 @@
 """Drift: new records against the training data; the artifacts, the event and the retraining that follow.
 
-compare → table and page in Prefect → drift? → event `ecg.drift.found` → retrain/retrain, once for a state of the data
+compare → table and page in Prefect → drift? → event `ecg.drift.found` → retrain/retrain → alert; each of the three once
+for a state of the data
 """
 
 from __future__ import annotations
@@ -8,14 +9,17 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
+from prefect.runtime import flow_run
 
 from components.params import Params, UserError, load_params
 from flows import clone, notify, project, report
+from flows.ends import run_link
 
 EVENT = "ecg.drift.found"
 RETRAIN = "retrain/retrain"
@@ -26,8 +30,8 @@ FOLDER = Path("reports/drift")
 def drift(new: str | None = None, in_clone: bool = False) -> report.Document:
     """Compare the records that arrived with those the model was trained on.
 
-    Drift emits the event `ecg.drift.found` and, with `drift.retrain`, starts the deployment retrain/retrain: once for
-    one state of the data, however often it is looked at.
+    Drift emits the event `ecg.drift.found`, starts the deployment retrain/retrain (with `drift.retrain`) and tells it
+    through `alerts.blocks`: once for one state of the data, however often it is looked at.
 
     Args:
         new: A folder of records: a source laid out like the recipe's (records.source_dir), or a record store. Empty:
@@ -51,6 +55,7 @@ def drift(new: str | None = None, in_clone: bool = False) -> report.Document:
     if answer["verdict"] == "drift":
         emit(answer, params)
         retraining = ask(answer["key"], params.drift.retrain)
+        tell(answer, params, retraining["sentence"])
     answer = {**answer, "report": str(FOLDER / "drift.html"), "retraining": retraining}
     publish(answer)
     return answer
@@ -128,6 +133,19 @@ def ask(key: str, allowed: bool) -> report.Document:
         sentence = f"this Prefect has no deployment {RETRAIN}; start it with: ecg retrain"
         return {"asked": "no", "flow_run": None, "sentence": sentence}
     return {"asked": "now", "flow_run": str(made.id), "sentence": f"asked for, as '{made.name}'."}
+
+
+def tell(answer: report.Document, params: Params, retraining: str) -> None:
+    """One message for one state of the data: what drifted, by how much, and what follows."""
+    from components.registry.attention import drift_matter
+
+    shown = [cells(row) for row in answer["rows"] if row["verdict"] == "drift"]
+    findings = [f"{row['what']}: {row['effect']}, limit {row['limit']}, patients {row['patients']}" for row in shown]
+    look = "Look first whether a machine changed (signal, quality, recording) or the patients did."
+    next_step = f"{look} Retraining: {retraining}"
+    here = flow_run.id
+    link = None if here is None else run_link(params, UUID(here))
+    notify.notify(drift_matter(params, answer["key"], findings, next_step, link), params)
 
 
 def publish(answer: report.Document) -> None:

@@ -10,14 +10,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from components.params import load_yaml
 from flows import replica
 from flows.project import PIPELINE_FILE
 from flows.stage import LOGS
 
+if TYPE_CHECKING:
+    from components.folders import S3Folders
+
 SETTLED = timedelta(days=1)  # whatever is written to for a day no more belongs to no process
+CHECKPOINTS = "ECG_CHECKPOINTS"
+TRAINING = re.compile(r"[0-9a-f]{16}")  # the start of its inputs' hash
 FRESH = re.compile(r"\.(?P<name>.+)-[a-z0-9_]{8}")  # components.storage.fresh_folder
 PROGRAM = "ecg-"  # how the program's folders in the system's temporary folder begin
 
@@ -31,11 +36,20 @@ class Place:
     written: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The checkpoints of one training: their address, bytes, and when the last of them was written."""
+
+    where: str
+    bytes: int
+    written: datetime
+
+
 class Checkpoints(Protocol):
     """Where trainings keep their checkpoints: one folder each, named by the start of its inputs' hash."""
 
-    def found(self) -> dict[str, Place]:
-        """Name → size, and when the last checkpoint was written."""
+    def found(self) -> dict[str, Kept]:
+        """Name → what there is of it; UserError where the place cannot be read."""
 
     def remove(self, name: str) -> None:
         """Remove all checkpoints of one training; what is gone stays gone."""
@@ -47,19 +61,47 @@ class CheckpointFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def found(self) -> dict[str, Place]:
+    def found(self) -> dict[str, Kept]:
         if not self.folder.is_dir():
             return {}
-        runs = (path for path in self.folder.iterdir() if re.fullmatch(r"[0-9a-f]{16}", path.name) and path.is_dir())
-        return {path.name: weigh(path) for path in runs}
+        runs = (path for path in self.folder.iterdir() if TRAINING.fullmatch(path.name) and path.is_dir())
+        weighed = {path.name: weigh(path) for path in runs}
+        return {name: Kept(str(place.path), place.bytes, place.written) for name, place in weighed.items()}
 
     def remove(self, name: str) -> None:
         shutil.rmtree(self.folder / name, ignore_errors=True)
 
 
+class CheckpointBucket:
+    """Checkpoints below a prefix in S3."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+
+    def found(self) -> dict[str, Kept]:
+        weighed = self._below().weigh().items()
+        return {
+            name: Kept(f"{self.address}/{name}", weight.bytes, weight.written)
+            for name, weight in weighed
+            if TRAINING.fullmatch(name)
+        }
+
+    def remove(self, name: str) -> None:
+        self._below(f"/{name}").clear()
+
+    def _below(self, name: str = "") -> S3Folders:
+        from components.folders import S3Folders
+        from components.s3 import split_s3
+        from components.training.checkpoints import STATE
+
+        bucket, prefix = split_s3(self.address, CHECKPOINTS)
+        return S3Folders(bucket, prefix + name, STATE, CHECKPOINTS)
+
+
 def checkpoints() -> Checkpoints:
     """Where this project's checkpoints lie: $ECG_CHECKPOINTS, as the trainer reads it."""
-    return CheckpointFolder(Path(os.environ.get("ECG_CHECKPOINTS", ".checkpoints")))
+    address = os.environ.get(CHECKPOINTS) or ".checkpoints"
+    return CheckpointBucket(address) if address.startswith("s3://") else CheckpointFolder(Path(address))
 
 
 def abandoned(now: datetime) -> dict[Place, str]:

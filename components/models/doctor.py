@@ -218,7 +218,9 @@ def _optimizer(params: Params, result: Estimate) -> Row:
 def _disk(params: Params, result: Estimate, folder: Path) -> Row:
     base = sum(group.parameters for group in result.groups if group.name != "adapter") * DOWNLOAD_BYTES
     download = base if result.shape_source in ("hub", "known shape") else 0
-    checkpoints = (params.train.keep_checkpoints + 1) * result.trained * CHECKPOINT_BYTES
+    # In S3 they cost this disk only the one that is on its way there ($TMPDIR, docs/storage.md).
+    at_once = 1 if os.environ.get("ECG_CHECKPOINTS", "").startswith("s3://") else params.train.keep_checkpoints + 1
+    checkpoints = at_once * result.trained * CHECKPOINT_BYTES
     needed, free = download + checkpoints, shutil.disk_usage(folder).free
     found = f"{free / GIB:.1f} GiB free in {folder.resolve()}"
     cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from components.params import UserError
@@ -37,11 +38,14 @@ def settings(given: Sequence[str]) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in given)
 
 
-def plan(cfn: Any, s3: Any, stack: str, text: str, chosen: Mapping[str, str], bucket: str | None) -> tuple[str, Any]:
+def plan(
+    cfn: Any, s3: Any, stack: str, text: str, chosen: Mapping[str, str], bucket: str | None
+) -> tuple[str, list[str]]:
     """Make a change set; its ARN and its changes ([]: nothing to change).
 
     Raises:
-        UserError: the template needs a bucket, a parameter is unknown or missing, or AWS refuses.
+        UserError: the template needs a bucket, a parameter is unknown or missing, the stack is one that takes no
+            change, or AWS refuses.
     """
     known = json.loads(text)["Parameters"]
     for name in chosen:
@@ -54,12 +58,18 @@ def plan(cfn: Any, s3: Any, stack: str, text: str, chosen: Mapping[str, str], bu
         raise UserError(f"--set: {', '.join(lacking)} have no default; expected --set NAME=VALUE for each")
     values: list[dict[str, Any]] = [{"ParameterKey": key, "ParameterValue": value} for key, value in chosen.items()]
     values += [{"ParameterKey": key, "UsePreviousValue": True} for key in known if key in had - set(chosen)]
-    source = _source(s3, stack, text, bucket)
-    made = cfn.create_change_set(
-        StackName=stack, ChangeSetName=f"change-{int(time.time())}", Parameters=values,
-        ChangeSetType="UPDATE" if before else "CREATE", Capabilities=["CAPABILITY_NAMED_IAM"], **source,
-    )  # fmt: skip
-    return made["Id"], _changes(cfn, made["Id"])
+    if before.get("StackStatus") == "ROLLBACK_COMPLETE":
+        raise UserError(
+            f"{stack}: AWS rolled its first creation back, and such a stack takes no change; its buckets and key "
+            f"were kept: delete them if they are empty, then `aws cloudformation delete-stack --stack-name {stack}`"
+        )
+    with _told(stack):
+        source = _source(s3, stack, text, bucket)
+        made = cfn.create_change_set(
+            StackName=stack, ChangeSetName=f"change-{int(time.time())}", Parameters=values,
+            ChangeSetType="UPDATE" if before else "CREATE", Capabilities=["CAPABILITY_NAMED_IAM"], **source,
+        )  # fmt: skip
+        return made["Id"], _changes(cfn, made["Id"])
 
 
 def carry_out(cfn: Any, stack: str, change_set: str) -> None:
@@ -123,7 +133,18 @@ def _find(cfn: Any, stack: str) -> dict[str, Any]:
         if "does not exist" not in str(error):
             raise
         return {}
-    return {} if found["StackStatus"] == "REVIEW_IN_PROGRESS" and not found.get("Parameters") else found
+    return {} if found["StackStatus"] == "REVIEW_IN_PROGRESS" else found  # a first change set that nobody carried out
+
+
+@contextmanager
+def _told(stack: str) -> Iterator[None]:
+    """What AWS refuses in the block as the user's error."""
+    from botocore.exceptions import ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        raise UserError(f"{stack}: AWS refuses: {error}") from error
 
 
 def _source(s3: Any, stack: str, text: str, bucket: str | None) -> dict[str, str]:
@@ -148,6 +169,7 @@ def _changes(cfn: Any, change_set: str) -> list[str]:
                 return []
             raise UserError(f"the change set failed: {reason}")
         if found["Status"] not in ("CREATE_PENDING", "CREATE_IN_PROGRESS"):
-            changes = [one["ResourceChange"] for one in found.get("Changes", [])]
+            pages = cfn.get_paginator("describe_change_set").paginate(ChangeSetName=change_set)
+            changes = [one["ResourceChange"] for page in pages for one in page.get("Changes", [])]
             return [f"{one['Action']} {one['ResourceType']} {one['LogicalResourceId']}" for one in changes]
         time.sleep(3)

@@ -15,7 +15,7 @@ from troposphere import Base64, GetAtt, Ref, Sub, Template, autoscaling, ec2, ec
 from infra.aws.network import Network
 from infra.aws.parameters import filled, named
 from infra.aws.policies import allow
-from infra.aws.tasks import Tasks, git_token, hub_token, trusts
+from infra.aws.tasks import Tasks, checkpoints, git_token, hub_token, trusts
 
 STAGE = "stage"  # the container of a GPU task
 GRACE_SECONDS = 110  # of the two minutes that spot gives
@@ -153,6 +153,7 @@ def _definition(tasks: Tasks, role: GetAtt) -> Ref:
             "ECG_REPOSITORY": Ref("Repository"),
             "ECG_BRANCH": Ref("Branch"),
             "MLFLOW_TRACKING_USERNAME": "gpu",
+            **checkpoints(),
         },
         secrets={"MLFLOW_TRACKING_PASSWORD": "GpuPassword", "PREFECT_API_AUTH_STRING": "PrefectAuth"},
         ResourceRequirements=[ecs.ResourceRequirement(Type="GPU", Value=Ref("GpusPerStage"))],

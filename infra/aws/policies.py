@@ -62,7 +62,8 @@ ROLES: Mapping[str, Role] = {
     "supplier": Role("brings new records, and cannot read what is there", writes=(SOURCE,)),
     "cleaner": Role(
         "removes what no kept version needs; old versions of objects go by the bucket's own rule",
-        reads=(DVC, CHECKPOINTS, MLFLOW), deletes=(DVC, CHECKPOINTS, MLFLOW), ledger="read",
+        reads=(DVC, CHECKPOINTS, MLFLOW), deletes=(DVC, CHECKPOINTS, MLFLOW),
+        ledger="append",  # a removal is an entry first
     ),
 }  # fmt: skip
 
@@ -92,7 +93,9 @@ def _data(role: Role, bucket: str) -> list[Statement]:
         made.append(allow("WriteData", uploads, _below(bucket, role.writes)))
     if role.deletes:
         # Not s3:DeleteObjectVersion: what was deleted by mistake can be brought back until the bucket's rule acts.
-        made.append(allow("DeleteData", ["s3:DeleteObject"], _below(bucket, role.deletes)))
+        made.append(allow("DeleteData", ["s3:DeleteObject", "s3:AbortMultipartUpload"], _below(bucket, role.deletes)))
+        # Uploads that a kill cut off cost room; IAM knows no prefix for this list.
+        made.append(allow("ListCutOffUploads", ["s3:ListBucketMultipartUploads"], [bucket]))
     return made
 
 

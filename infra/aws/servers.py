@@ -21,7 +21,7 @@ from infra.aws.network import MLFLOW_PORT, PREFECT_PORT, WEBHOOK_PORT, Network
 from infra.aws.parameters import HAS_DOOR, HAS_IMAGE, filled, named, when
 from infra.aws.policies import allow
 from infra.aws.sizes import Size
-from infra.aws.tasks import HERE, TASKS, Tasks, git_token, trusts
+from infra.aws.tasks import HERE, TASKS, Tasks, checkpoints, git_token, trusts
 
 DOMAIN = "ecg.internal"  # fixed: params.yaml, which is in git, names it
 MLFLOW_URL = f"http://mlflow.{DOMAIN}:{MLFLOW_PORT}"
@@ -222,7 +222,7 @@ def _worker(builder: _Builder) -> GetAtt:
     """compose's `worker`: runs the flows, and the stages that need no GPU."""
     worker = builder.tasks.container(
         "worker", [IN_CLONE, "prefect", "worker", "start", "--pool", Ref("CpuPool")], secrets=_CLIENT_SECRETS,
-        settings={**_client(), "PREFECT_WORKER_QUERY_SECONDS": "2"}, more_secrets=[git_token()],
+        settings={**_client(), **checkpoints(), "PREFECT_WORKER_QUERY_SECONDS": "2"}, more_secrets=[git_token()],
         StopTimeout=120,
     )  # fmt: skip
     role = builder.tasks.role("worker", policies=["promoter"])

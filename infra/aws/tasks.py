@@ -10,7 +10,7 @@ from troposphere import GetAtt, If, Ref, Sub, Template, ecs, iam, logs
 
 from infra.aws.database import Database
 from infra.aws.parameters import HAS_HUB_TOKEN, HAS_TOKEN, filled, named, when
-from infra.aws.policies import allow
+from infra.aws.policies import CHECKPOINTS, allow
 from infra.aws.stores import Stores
 
 LOG_DAYS = 30
@@ -133,6 +133,11 @@ def trusts(service: str) -> Any:
     condition = {} if service.startswith("ec2.") else {"Condition": here}
     statement = {"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole", **condition}
     return filled({"Version": "2012-10-17", "Statement": [statement]})
+
+
+def checkpoints() -> dict[str, Sub]:
+    """Where a training's checkpoints go: on its own disk they would go with a spot machine."""
+    return {"ECG_CHECKPOINTS": Sub(f"s3://${{DataBucket}}/{CHECKPOINTS}")}
 
 
 def git_token() -> If:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from s3_servers import rclone, use
 
 from components.params import Params, RetentionParams, UserError, load_params
 from components.registry.ledger import GATED, PROMOTED, REGISTERED, open_ledger
@@ -315,6 +316,50 @@ def test_files_that_killed_runs_left(project: Project, tmp_path: Path, monkeypat
     assert theirs.exists()
     assert {"checkpoints": 1, "leftover": 2, "log": 1}.items() <= kinds(done["removed"]).items()
     assert not leftovers.abandoned(datetime.now(UTC))
+
+
+def test_checkpoints_in_s3(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(garbage, "look", lambda *_: garbage.Garbage())
+    client = connect(project.params.registry)
+    experiment = client.get_experiment_by_name(project.params.registry.experiment)
+    assert experiment is not None
+    monkeypatch.setenv("ECG_CHECKPOINTS", "s3://ecg/team/checkpoints")
+    old, going_on, resumed = "ab" * 8, "cd" * 8, "ef" * 8
+    bucket = tmp_path / "s3" / "ecg"
+    for name in (old, going_on, resumed, "of-somebody-else"):
+        folder = bucket / "team/checkpoints" / name / "step-00000002"
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text("{}")
+        (folder / "tensors.safetensors").write_text("12345678")
+
+    def train(inputs: str) -> None:
+        tags = {"kind": "training", "training_inputs": inputs * 4}
+        client.create_run(experiment.experiment_id, tags=tags, start_time=int(NOW.timestamp() * 1000))
+
+    def there() -> set[str]:
+        return {path.name for path in (bucket / "team/checkpoints").glob("*") if any(path.rglob("*.safetensors"))}
+
+    def go_on(_: Document) -> bool:  # on another machine, while somebody reads the list
+        train(resumed)
+        return True
+
+    train(going_on)
+    with rclone(tmp_path / "s3") as url:
+        use(monkeypatch, url)
+        young = clean(project.params, lambda _: True, by="Ada", with_remote=False, now=datetime.now(UTC))
+        assert "checkpoints" not in kinds(young["removed"])
+        listed = run(project, agree=False)
+        rows = [row for row in listed["going"] if row["kind"] == "checkpoints"]
+        assert {row["name"]: (row["where"], row["bytes"]) for row in rows} == {
+            name: (f"s3://ecg/team/checkpoints/{name}", 10) for name in (old, resumed)
+        }
+        assert there() == {old, going_on, resumed, "of-somebody-else"}
+        done = clean(project.params, go_on, by="Ada", with_remote=False, now=NOW)
+        assert [row["name"] for row in done["removed"] if row["kind"] == "checkpoints"] == [old]
+        assert there() == {going_on, resumed, "of-somebody-else"}
+    away = run(project, agree=False)  # the server is gone
+    assert "checkpoints" not in kinds(away["going"])
+    assert any(line.startswith("checkpoints: ECG_CHECKPOINTS: 's3://ecg/team/checkpoints'") for line in away["left"])
 
 
 def test_one_at_a_time(project: Project) -> None:

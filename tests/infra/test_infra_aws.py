@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import boto3
 import pytest
@@ -24,11 +23,6 @@ PLACE = policies.Place("arn:aws:s3:::data", "arn:aws:s3:::ledger")
 @pytest.fixture(scope="module")
 def text() -> str:
     return deploy.to_json(build())
-
-
-@pytest.fixture(scope="module")
-def template(text: str) -> dict[str, Any]:
-    return json.loads(text)
 
 
 @pytest.fixture
@@ -103,6 +97,13 @@ def test_secrets_come_by_reference_only(template):
             assert database.get("StorageEncrypted", True) is True
 
 
+def test_what_trains_keeps_its_checkpoints_where_a_lost_machine_does_not_matter(template):
+    told = template["Outputs"]["Checkpoints"]["Value"]
+    for name in ("WorkerTask", "GpuTask"):
+        [container] = template["Resources"][name]["Properties"]["ContainerDefinitions"]
+        assert {"Name": "ECG_CHECKPOINTS", "Value": told} in container["Environment"]
+
+
 def test_idle_is_zero(template):
     [group] = of_type(template, "AWS::AutoScaling::AutoScalingGroup").values()
     assert (group["MinSize"], "DesiredCapacity" in group) == ("0", False)
@@ -135,20 +136,24 @@ CALLS = {
     "reader": ([("get", "data", "mlflow/a")],
                [("put", "data", "mlflow/a"), ("get", "data", "dvc/a"), ("get", "ledger", "entries/a")]),
     "approver": ([("get", "ledger", "entries/a")], [("put", "ledger", "entries/b"), ("get", "data", "mlflow/a")]),
-    "trainer": ([("put", "data", "dvc/b"), ("delete", "data", "checkpoints/a"), ("put", "ledger", "entries/b")],
+    "trainer": ([("put", "data", "dvc/b"), ("delete", "data", "checkpoints/a"), ("uploads", "data", ""),
+                 ("put", "ledger", "entries/b")],
                 [("delete", "data", "dvc/a"), ("put", "data", "source/a"), ("delete", "ledger", "entries/a")]),
     "promoter": ([("put", "ledger", "entries/b"), ("get", "data", "source/a")],
                  [("delete", "ledger", "entries/a"), ("put", "data", "mlflow/a"), ("delete", "data", "dvc/a")]),
     "gpu-worker": ([("get", "data", "dvc/a"), ("put", "data", "checkpoints/b")],
                    [("get", "ledger", "entries/a"), ("get", "data", "source/a"), ("put", "data", "mlflow/a")]),
     "supplier": ([("put", "data", "source/b")], [("get", "data", "source/a"), ("put", "data", "dvc/b")]),
-    "cleaner": ([("delete", "data", "dvc/a")], [("put", "data", "dvc/b"), ("delete", "ledger", "entries/a")]),
+    "cleaner": ([("delete", "data", "dvc/a"), ("uploads", "data", ""), ("put", "ledger", "entries/b")],
+                [("put", "data", "dvc/b"), ("delete", "ledger", "entries/a")]),
 }  # fmt: skip
 
 
 def call(s3, what, bucket, key):
     if what == "get":
         s3.get_object(Bucket=bucket, Key=key)
+    elif what == "uploads":
+        s3.list_multipart_uploads(Bucket=bucket)
     elif what == "put":
         s3.put_object(Bucket=bucket, Key=key, Body=b"x")
     else:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from components.models.doctor import Diagnosis, Row, diagnose
+from components.models.doctor import Diagnosis, Row, _disk, diagnose
 from components.params import LaunchParams, ModelParams, Params, load_params
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -35,6 +35,17 @@ def test_the_default_recipe_has_nothing_to_mend(params: Params) -> None:
     assert len(found.modules) == 39
     assert found.estimate is not None
     assert found.estimate.shape_source == "folder"
+
+
+def test_checkpoints_in_s3_cost_the_disk_one_at_a_time(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = diagnose(params, folder=REPOSITORY).estimate
+    assert result is not None
+    many = changed(params, keep_checkpoints=999)
+    monkeypatch.delenv("ECG_CHECKPOINTS", raising=False)
+    here = _disk(many, result, REPOSITORY).expected
+    monkeypatch.setenv("ECG_CHECKPOINTS", "s3://ecg/checkpoints")
+    there = _disk(many, result, REPOSITORY).expected
+    assert float(here.split()[0]) > 1 > float(there.split()[0])
 
 
 def test_a_hub_base_without_a_commit_is_planned_by_its_known_shape(params: Params) -> None:
