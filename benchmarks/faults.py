@@ -337,10 +337,12 @@ def missing(team: Team, md5: str) -> list[str]:
 
 
 def adapter(team: Team) -> str:
-    """DVC's hash of the adapter of the newest finished branch."""
-    branch = team.cloud.branches()[-1]
-    lock = yaml.safe_load(git(team.cloud.origin, "show", f"{branch}:dvc.lock"))
-    return str(lock["stages"]["train"]["outs"][0]["md5"])
+    """DVC's hash of the adapter of the newest branch; empty where the run did not come so far."""
+    for branch in reversed(team.cloud.branches()):
+        lock = yaml.safe_load(git(team.cloud.origin, "show", f"{branch}:dvc.lock"))
+        if "train" in lock["stages"]:
+            return str(lock["stages"]["train"]["outs"][0]["md5"])
+    return ""
 
 
 @contextmanager
@@ -541,8 +543,10 @@ def main() -> None:
         rows = table(folder, given.only) if given.command == "table" else soak(folder, given.nights, given.seed)
         for row in rows:
             print(json.dumps(row), flush=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        print(f"ended early; the logs are in {folder}", file=sys.stderr)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
