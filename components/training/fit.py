@@ -26,7 +26,7 @@ from components.params import Params, TrainParams, load_params, to_dict
 from components.storage import fresh_folder, sources_sha256, write_text
 from components.training.batches import TrainingData
 from components.training.checkpoints import checkpoints_at
-from components.training.launch import check_launch, is_launched, run_launched
+from components.training.launch import check_launch, is_launched, note_status, run_launched
 from components.training.loader import Parts, Share
 from components.training.tracking import Tracking, count_flops, track
 from components.training.validation import Sample, Validation
@@ -36,8 +36,8 @@ EXIT_STOPPED = 75
 SOURCES = (
     "instruct", "models/adapters.py", "models/bases.py", "models/chat.py", "models/families.py", "models/folders.py",
     "models/packing.py", "models/precision.py", "models/smol.py", "models/tiny.py", "pages", "params.py", "records",
-    "training/batches.py", "training/fit.py", "training/loader.py", "training/schedule.py", "training/scores.py",
-    "training/train.py", "training/trainer.py", "training/validation.py",
+    "training/batches.py", "training/fit.py", "training/held.py", "training/loader.py", "training/schedule.py",
+    "training/scores.py", "training/train.py", "training/trainer.py", "training/validation.py",
 )  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def fit_adapter(
             diverged, or checkpoints that cannot be read, or not written when SIGTERM came.
         Stopped: SIGTERM came; a checkpoint was written.
     """
-    from components.training.trainer import AdapterTrainer, Look, whole_tensors
+    from components.training.trainer import AdapterTrainer, Look
 
     train = params.train
     check_launch(train.launch)
@@ -109,7 +109,7 @@ def fit_adapter(
         f"validation_{history.metric}": history.best_score,
         "validation_records": task.validation.count,
     }
-    tensors = whole_tensors(trainer.trained())
+    tensors = trainer.whole_tensors()
     if not trainer.accelerator.is_main_process:
         return facts
     with fresh_folder(out) as fresh:
@@ -136,7 +136,7 @@ def command(module: str, train: Callable[[Params], dict[str, Any]]) -> int:
         manifest = train(params)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
-        return EXIT_STOPPED
+        return note_status(EXIT_STOPPED)
     if "adapter_sha256" in manifest:
         print(json.dumps({key: manifest[key] for key in ("adapter_sha256", "chosen_step", "trainable_parameters")}))
     return 0
@@ -203,6 +203,7 @@ def _blocks_of(model: Any) -> list[str]:
 def _inputs(params: Params, base: Base, task: Task, precision: str) -> str:
     """Hash of all that decides the adapter: checkpoints are found by it."""
     train = {k: v for k, v in to_dict(params.train).items() if k not in ("workers", "samples", "prices")}
+    train["launch"] = {k: v for k, v in train["launch"].items() if k != "rendezvous"}  # a resumed run meets elsewhere
     facts = {
         "params": [train, to_dict(params.pages), params.exams.style],
         "base": base.identity,

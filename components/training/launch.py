@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import types
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from components.params import LaunchParams, UserError, nearest
 
 KINDS = ("single", "ddp", "fsdp2", "zero2", "zero3")
 CONFIGS = Path(__file__).resolve().parents[2] / "infra" / "launch"
+NOTES = "ECG_LAUNCH_NOTES"  # a folder that the starter and its processes leave each other word in
+STOP, STATUS = "stop", "status"
 
 
 def is_launched() -> bool:
@@ -47,6 +50,9 @@ def run_launched(launch: LaunchParams, module: str) -> int:
     """Start `module` under torchrun as `launch` says and wait for it; returns its exit status.
 
     On several machines the same command runs on each; torchrun brings them together at the rendezvous.
+
+    SIGTERM is passed on as a note and not by torchrun, which kills processes that are not gone after 30 seconds: a
+    large model's checkpoint takes longer. Their status comes back as a note too: torchrun makes 1 of any but 0.
     """
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={launch.processes}"]
     if launch.machines > 1:
@@ -54,16 +60,32 @@ def run_launched(launch: LaunchParams, module: str) -> int:
         command += ["--rdzv-id=ecg-adapters"]
     else:
         command += ["--standalone"]
-    process = subprocess.Popen([*command, "-m", module])
+    with tempfile.TemporaryDirectory(prefix="ecg-launch-") as notes:
 
-    def pass_on(number: int, frame: types.FrameType | None) -> None:
-        process.send_signal(number)
+        def pass_on(number: int, frame: types.FrameType | None) -> None:
+            (Path(notes) / STOP).touch()
 
-    before = signal.signal(signal.SIGTERM, pass_on)
-    try:
-        return process.wait()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        before = signal.signal(signal.SIGTERM, pass_on)
+        try:
+            status = subprocess.Popen([*command, "-m", module], env={**os.environ, NOTES: notes}).wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        noted = Path(notes) / STATUS
+        return int(noted.read_text()) if noted.exists() else status
+
+
+def is_stop_noted() -> bool:
+    """Whether the process that started this one was sent SIGTERM."""
+    return NOTES in os.environ and (Path(os.environ[NOTES]) / STOP).exists()
+
+
+def note_status(status: int) -> int:
+    """What this process should end with, so that the one that started it ends with `status`."""
+    if not (is_launched() and NOTES in os.environ):
+        return status
+    if os.environ["LOCAL_RANK"] == "0":
+        (Path(os.environ[NOTES]) / STATUS).write_text(str(status))
+    return 0
 
 
 def trainer_options(launch: LaunchParams, wrap: list[str], precision: str) -> dict[str, Any]:

@@ -26,7 +26,11 @@ def items(records, tmp_path_factory):
 
 def train(folder, params, records, items):
     workplace(folder, params, records, items)
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(
         [sys.executable, "-m", "components.training.train"],
         cwd=folder,
@@ -45,9 +49,9 @@ def one(records, items, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero2"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "zero2", "zero3"])
 def test_two_processes_give_what_one_gives(kind, one, records, items, tmp_path):
-    if kind == "zero2" and importlib.util.find_spec("deepspeed") is None:
+    if kind.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed: pip install deepspeed")
     params = small_params(launch=LaunchParams(kind, 2, 1, None))
     two = train(tmp_path / kind, params, records, items)
