@@ -67,6 +67,8 @@ def fit_adapter(
             diverged, or checkpoints that cannot be read, or not written when SIGTERM came.
         Stopped: SIGTERM came; a checkpoint was written.
     """
+    import torch
+
     from components.training.trainer import AdapterTrainer, Look
 
     train = params.train
@@ -84,8 +86,11 @@ def fit_adapter(
     share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), train.gradient_accumulation)
     parts = Parts(task.data, base.family, encoder, tokenizer_of(base.processor).pad_token_id, train, share)
 
+    def looked(model: Any) -> Any:  # a tensor: ZeRO-3 looks into what a module returns
+        return torch.tensor(task.validation.look(model, base, encoder), dtype=torch.float64)
+
     def score(answering: Any) -> float:
-        return float(answering(task.validation.look, base, encoder))
+        return float(answering(looked))
 
     look = Look(task.validation.name, score)
     kept = checkpoints_at(checkpoints, inputs, train.keep_checkpoints)
