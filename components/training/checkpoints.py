@@ -105,6 +105,7 @@ class Checkpoints:
                     save_file(tensors, path)
                 except SafetensorError as error:  # the disk is full
                     raise OSError(str(error)) from error
+                tensors.clear()  # before the next ones come
                 hashes[path.name] = sha256(path)
             state = {**checkpoint.state, "step": checkpoint.step, "sha256": hashes}
             (fresh / STATE).write_text(json.dumps({**state, "state_sha256": _state_sha256(state)}))

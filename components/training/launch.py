@@ -100,8 +100,8 @@ def trainer_options(launch: LaunchParams, wrap: list[str], precision: str) -> di
             import deepspeed  # noqa: F401
         except ImportError as error:
             raise UserError(
-                f"train.launch.kind: '{launch.kind}' needs the package deepspeed, which is not installed; on a "
-                "machine with GPUs: pip install deepspeed"
+                f"train.launch.kind: '{launch.kind}' needs the package deepspeed, which is not installed: "
+                "pip install -c requirements.lock '.[deepspeed]'"
             ) from error
         config = json.loads((CONFIGS / f"{launch.kind}.json").read_text())
         config["bf16"] = {"enabled": precision == "bf16"}
