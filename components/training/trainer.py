@@ -27,7 +27,7 @@ from components.models.precision import autocast
 from components.params import TrainParams, UserError
 from components.progress import Progress
 from components.training.checkpoints import Checkpoint, Checkpoints
-from components.training.held import STATE_OF, Held, held
+from components.training.held import STATE_OF, ZERO, Held, held
 from components.training.launch import is_stop_noted, trainer_options
 from components.training.loader import FromStep, Parts
 from components.training.schedule import warm_cosine
@@ -100,6 +100,7 @@ class AdapterTrainer(Trainer):
         checkpoints: Checkpoints,
         wrap: list[str],
     ) -> None:
+        check_optimizer(train)
         super().__init__(model=Answering(model, precision), args=_arguments(train, wrap, precision))
         self.parts, self.look, self.recipe, self.precision = parts, look, train, precision
         self.checkpoints = checkpoints
@@ -321,6 +322,17 @@ def _lowest_mean(losses: list[float]) -> float:
     """The lowest mean of `LOSSES_AVERAGED` losses in a row; infinite where there are fewer."""
     starts = range(len(losses) - LOSSES_AVERAGED + 1)
     return min((statistics.fmean(losses[i : i + LOSSES_AVERAGED]) for i in starts), default=math.inf)
+
+
+def check_optimizer(train: TrainParams) -> None:
+    """Raises:
+    UserError: an optimizer whose state cannot be told apart by parameter under `train.launch`.
+    """
+    if train.launch.kind in ZERO and train.optimizer == "paged_adamw_8bit":
+        raise UserError(
+            f"train.optimizer: 'paged_adamw_8bit' under '{train.launch.kind}' keeps its state in blocks "
+            "across parameters, which no checkpoint can tell apart; set adamw or paged_adamw_32bit"
+        )
 
 
 def make_optimizer(train: TrainParams, parameters: list[Any]) -> Any:

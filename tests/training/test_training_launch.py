@@ -19,6 +19,7 @@ from components.instruct.build import build_items
 from components.params import LaunchParams, UserError
 from components.training.fit import EXIT_STOPPED
 from components.training.launch import NOTES, STOP, check_launch, is_stop_noted, note_status, trainer_options
+from components.training.trainer import check_optimizer
 
 METHODS = {"lora": {}, "full": {"method": "full", "frozen": ("vision_tower",)}}
 WITH_DEEPSPEED = pytest.mark.skipif(
@@ -111,6 +112,12 @@ def test_two_processes_that_are_stopped_go_on_to_the_same_bytes(method, kind, tr
 def test_a_launch_that_cannot_be_is_refused(launch, message):
     with pytest.raises(UserError, match=message):
         check_launch(launch)
+
+
+def test_an_optimizer_that_zero_could_not_resume_is_refused():
+    train = small_params(launch=LaunchParams("zero2", 2, 1, None), optimizer="paged_adamw_8bit").train
+    with pytest.raises(UserError, match=r"train\.optimizer: 'paged_adamw_8bit' under 'zero2'"):
+        check_optimizer(train)
 
 
 def test_deepspeed_is_asked_for_by_name_where_it_is_missing(monkeypatch):
