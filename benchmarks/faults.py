@@ -231,9 +231,7 @@ def forget(team: Team, number: int) -> None:
             if runs or key.startswith("checkpoints/"):
                 client.delete_object(Bucket="ecg", Key=key)
     for name in team.cloud.workers:
-        for path in (team.cloud.folder / name / "cache" / "runs").rglob("*"):
-            if path.is_file() and behind(path.read_bytes()):
-                path.unlink()
+        shutil.rmtree(team.cloud.folder / name / "cache" / "runs", ignore_errors=True)
     for branch in team.cloud.branches():
         git(team.cloud.origin, "update-ref", "-d", f"refs/heads/{branch}")
     (team.cloud.project.root / "docs" / "fault.md").write_text(f"{number}\n")
@@ -274,8 +272,13 @@ def night(team: Team, strike: Callable[[set[str]], None]) -> dict[str, Any]:
     wait_until(over, RUN_SECONDS, team.cloud.log(team.cpu), every=1.0)
     seconds = time.monotonic() - began - CALM_SECONDS
     runs = [run for run in team.runs() if run["id"] not in known]
-    told = [f"{run['parameters'].get('name', 'retrain')} {run['state_type'].lower()}" for run in runs]
-    retrains = [run for run in runs if "name" not in run["parameters"]]
+    told = [
+        f"{run['parameters'].get('name', 'retrain')} {run['state_type'].lower()}"
+        for run in runs
+        if run["state_type"] != "CANCELLED"
+    ]
+    # The schedule of a night comes due again while it is waited for, and is cancelled: one at a time.
+    retrains = [run for run in runs if "name" not in run["parameters"] and run["state_type"] != "CANCELLED"]
     return {
         "seconds": round(seconds, 1),
         "runs": told,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,7 +72,11 @@ def configure(params: Params) -> None:
                 "address, s3://BUCKET/PREFIX or a whole path: commit it with the params.yaml of the branch"
             )
     if os.environ.get(CACHE):
-        _dvc("config", "--local", "cache.dir", str(Path(os.environ[CACHE]).resolve()))
+        cache = Path(os.environ[CACHE]).resolve()
+        _dvc("config", "--local", "cache.dir", str(cache))
+        for folder in cache.glob("runs/*/*"):
+            with suppress(OSError):  # one that holds anything
+                folder.rmdir()  # left by a run killed before it wrote there: DVC 3.x fails on an empty one
 
 
 def look() -> Look:

@@ -203,7 +203,8 @@ def _launch(params: Params, device: str | None, result: Estimate) -> Row:
     if devices and devices < launch.processes:
         return Row("launch", f"{found}; {devices} device(s) here", "a device for each process", MEND)
     if launch.kind in ("zero2", "zero3") and importlib.util.find_spec("deepspeed") is None:
-        return Row("launch", f"{found}; deepspeed is not installed", "pip install deepspeed", MEND)
+        expected = "pip install -c requirements.lock '.[deepspeed]'"
+        return Row("launch", f"{found}; deepspeed is not installed", expected, MEND)
     return Row("launch", f"{found}; {devices or 'no'} accelerator(s) here", "a device for each process", FINE)
 
 

@@ -556,7 +556,7 @@ def _sum_up(
     gradients = counted.trained * trained_bytes // spread
     optimizer, per_parameter = _optimizer(train, device)
     states = int(counted.trained * (per_parameter + (4 if zero and half else 0)) / spread)
-    best = counted.trained * 4 if not on_gpu else counted.trained * trained_bytes // shards
+    best = counted.trained * 4 // (spread if on_gpu else 1)
     buffers = _buffers(launch.kind, counted, trained_bytes, frozen_bytes)
 
     fragments = CUDA_FRAGMENTS if on_gpu else 1.0

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from components.s3 import Unavailable
 from components.storage import sha256
 
 STATE, TENSORS = "state.json", "tensors.safetensors"
+FILE_BYTES = 2**30  # a file is closed once it holds so much: what lies in memory while a checkpoint is written
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class Checkpoints:
         self._newest = None if found is None else found.step
         return found
 
-    def save(self, checkpoint: Checkpoint, must: bool = False) -> None:
+    def save(self, checkpoint: Checkpoint, must: bool = False, more: Iterable[tuple[str, Any]] = ()) -> None:
         """Write the checkpoint whole or not at all, then remove older ones.
 
         A place that is away or full costs no training: a warning says what would be lost, and the next one tries
@@ -65,12 +67,13 @@ class Checkpoints:
 
         Args:
             must: the run ends here, so that a warning is not enough.
+            more: further tensors by name, written as they come: never all of them in memory.
 
         Raises:
             UserError: it could not be written, and must; or the first of the run is refused for good.
         """
         try:
-            self._write(checkpoint)
+            self._write(checkpoint, more)
         except (UserError, OSError) as error:
             why = str(error) if isinstance(error, UserError) else f"{self._place.address}: {error.strerror or error}"
             lost = "nothing of the run" if self._newest is None else f"the run up to step {self._newest}"
@@ -90,16 +93,21 @@ class Checkpoints:
         self._damaged = [name for name in self._damaged if name != _name(checkpoint.step)]
         self._tidy()
 
-    def _write(self, checkpoint: Checkpoint) -> None:
+    def _write(self, checkpoint: Checkpoint, more: Iterable[tuple[str, Any]]) -> None:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         with self._place.writing(_name(checkpoint.step)) as fresh:
-            try:
-                save_file(checkpoint.tensors, fresh / TENSORS)
-            except SafetensorError as error:  # the disk is full
-                raise OSError(str(error)) from error
-            state = {**checkpoint.state, "step": checkpoint.step, "sha256": sha256(fresh / TENSORS)}
+            hashes = {}
+            for number, tensors in enumerate(_in_files(chain(checkpoint.tensors.items(), more))):
+                path = fresh / (f"{Path(TENSORS).stem}-{number + 1}.safetensors" if number else TENSORS)
+                try:
+                    save_file(tensors, path)
+                except SafetensorError as error:  # the disk is full
+                    raise OSError(str(error)) from error
+                tensors.clear()  # before the next ones come
+                hashes[path.name] = sha256(path)
+            state = {**checkpoint.state, "step": checkpoint.step, "sha256": hashes}
             (fresh / STATE).write_text(json.dumps({**state, "state_sha256": _state_sha256(state)}))
 
     def _tidy(self) -> None:
@@ -132,15 +140,30 @@ def checkpoints_at(address: str | Path, inputs: str, keep: int) -> Checkpoints:
 
 
 def _read(folder: Path) -> Checkpoint | None:
-    """The checkpoint of `folder`; None where it is damaged."""
+    """The checkpoint of `folder`; None where it is damaged. Its tensors are mapped: read as they are used."""
     from safetensors.torch import load_file
 
     try:
         state = json.loads((folder / STATE).read_text())
-        whole = state.pop("state_sha256") == _state_sha256(state) and sha256(folder / TENSORS) == state["sha256"]
-        return Checkpoint(state["step"], load_file(folder / TENSORS), state) if whole else None
+        whole = state.pop("state_sha256") == _state_sha256(state)
+        if not whole or any(sha256(folder / name) != value for name, value in state["sha256"].items()):
+            return None
+        tensors = {key: tensor for name in state["sha256"] for key, tensor in load_file(folder / name).items()}
+        return Checkpoint(state["step"], tensors, state)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _in_files(tensors: Iterable[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The tensors in the order they come, as many together as one file holds; at least one file."""
+    file, size = {}, 0
+    for name, tensor in tensors:
+        file[name] = tensor
+        size += tensor.nbytes
+        if size >= FILE_BYTES:
+            yield file
+            file, size = {}, 0
+    yield file
 
 
 def _may_pass(error: Exception) -> bool:

@@ -26,7 +26,7 @@ from components.params import Params, TrainParams, load_params, to_dict
 from components.storage import fresh_folder, sources_sha256, write_text
 from components.training.batches import TrainingData
 from components.training.checkpoints import checkpoints_at
-from components.training.launch import check_launch, is_launched, run_launched
+from components.training.launch import check_launch, is_launched, note_status, run_launched
 from components.training.loader import Parts, Share
 from components.training.tracking import Tracking, count_flops, track
 from components.training.validation import Sample, Validation
@@ -36,8 +36,8 @@ EXIT_STOPPED = 75
 SOURCES = (
     "instruct", "models/adapters.py", "models/bases.py", "models/chat.py", "models/families.py", "models/folders.py",
     "models/packing.py", "models/precision.py", "models/smol.py", "models/tiny.py", "pages", "params.py", "records",
-    "training/batches.py", "training/fit.py", "training/loader.py", "training/schedule.py", "training/scores.py",
-    "training/train.py", "training/trainer.py", "training/validation.py",
+    "training/batches.py", "training/fit.py", "training/held.py", "training/loader.py", "training/schedule.py",
+    "training/scores.py", "training/train.py", "training/trainer.py", "training/validation.py",
 )  # fmt: skip
 
 
@@ -67,7 +67,9 @@ def fit_adapter(
             diverged, or checkpoints that cannot be read, or not written when it was told to stop.
         Stopped: SIGTERM or ^C came; a checkpoint was written.
     """
-    from components.training.trainer import AdapterTrainer, Look, whole_tensors
+    import torch
+
+    from components.training.trainer import AdapterTrainer, Look
 
     train = params.train
     check_launch(train.launch)
@@ -84,8 +86,11 @@ def fit_adapter(
     share = Share(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), train.gradient_accumulation)
     parts = Parts(task.data, base.family, encoder, tokenizer_of(base.processor).pad_token_id, train, share)
 
+    def looked(model: Any) -> Any:  # a tensor: ZeRO-3 looks into what a module returns
+        return torch.tensor(task.validation.look(model, base, encoder), dtype=torch.float64)
+
     def score(answering: Any) -> float:
-        return float(answering(task.validation.look, base, encoder))
+        return float(answering(looked))
 
     look = Look(task.validation.name, score)
     kept = checkpoints_at(checkpoints, inputs, train.keep_checkpoints)
@@ -109,7 +114,7 @@ def fit_adapter(
         f"validation_{history.metric}": history.best_score,
         "validation_records": task.validation.count,
     }
-    tensors = whole_tensors(trainer.trained())
+    tensors = trainer.whole_tensors()
     if not trainer.accelerator.is_main_process:
         return facts
     with fresh_folder(out) as fresh:
@@ -136,7 +141,7 @@ def command(module: str, train: Callable[[Params], dict[str, Any]]) -> int:
         manifest = train(params)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
-        return EXIT_STOPPED
+        return note_status(EXIT_STOPPED)
     if "adapter_sha256" in manifest:
         print(json.dumps({key: manifest[key] for key in ("adapter_sha256", "chosen_step", "trainable_parameters")}))
     return 0
@@ -203,6 +208,7 @@ def _blocks_of(model: Any) -> list[str]:
 def _inputs(params: Params, base: Base, task: Task, precision: str) -> str:
     """Hash of all that decides the adapter: checkpoints are found by it."""
     train = {k: v for k, v in to_dict(params.train).items() if k not in ("workers", "samples", "prices")}
+    train["launch"] = {k: v for k, v in train["launch"].items() if k != "rendezvous"}  # a resumed run meets elsewhere
     facts = {
         "params": [train, to_dict(params.pages), params.exams.style],
         "base": base.identity,

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import types
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from components.params import LaunchParams, UserError, nearest
 
 KINDS = ("single", "ddp", "fsdp2", "zero2", "zero3")
 CONFIGS = Path(__file__).resolve().parents[2] / "infra" / "launch"
+NOTES = "ECG_LAUNCH_NOTES"  # a folder that the starter and its processes leave each other word in
+STOP, STATUS = "stop", "status"
 
 
 def is_launched() -> bool:
@@ -47,6 +50,9 @@ def run_launched(launch: LaunchParams, module: str) -> int:
     """Start `module` under torchrun as `launch` says and wait for it; returns its exit status.
 
     On several machines the same command runs on each; torchrun brings them together at the rendezvous.
+
+    SIGTERM is passed on as a note and not by torchrun, which kills processes that are not gone after 30 seconds: a
+    large model's checkpoint takes longer. Their status comes back as a note too: torchrun makes 1 of any but 0.
     """
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={launch.processes}"]
     if launch.machines > 1:
@@ -54,18 +60,34 @@ def run_launched(launch: LaunchParams, module: str) -> int:
         command += ["--rdzv-id=ecg-adapters"]
     else:
         command += ["--standalone"]
-    process = subprocess.Popen([*command, "-m", module])
+    with tempfile.TemporaryDirectory(prefix="ecg-launch-") as notes:
 
-    def pass_on(number: int, frame: types.FrameType | None) -> None:
-        process.send_signal(number)
+        def pass_on(number: int, frame: types.FrameType | None) -> None:
+            (Path(notes) / STOP).touch()
 
-    before = signal.signal(signal.SIGTERM, pass_on)
-    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C has reached torchrun and its workers as well
-    try:
-        return process.wait()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        signal.signal(signal.SIGINT, ignored)
+        # ^C reaches torchrun and its processes as well, and they stop by it too.
+        before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            status = subprocess.Popen([*command, "-m", module], env={**os.environ, NOTES: notes}).wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        noted = Path(notes) / STATUS
+        return int(noted.read_text()) if noted.exists() else status
+
+
+def is_stop_noted() -> bool:
+    """Whether the process that started this one was told to stop."""
+    return NOTES in os.environ and (Path(os.environ[NOTES]) / STOP).exists()
+
+
+def note_status(status: int) -> int:
+    """What this process should end with, so that the one that started it ends with `status`."""
+    if not (is_launched() and NOTES in os.environ):
+        return status
+    if os.environ["LOCAL_RANK"] == "0":
+        (Path(os.environ[NOTES]) / STATUS).write_text(str(status))
+    return 0
 
 
 def trainer_options(launch: LaunchParams, wrap: list[str], precision: str) -> dict[str, Any]:
@@ -80,8 +102,8 @@ def trainer_options(launch: LaunchParams, wrap: list[str], precision: str) -> di
             import deepspeed  # noqa: F401
         except ImportError as error:
             raise UserError(
-                f"train.launch.kind: '{launch.kind}' needs the package deepspeed, which is not installed; on a "
-                "machine with GPUs: pip install deepspeed"
+                f"train.launch.kind: '{launch.kind}' needs the package deepspeed, which is not installed: "
+                "pip install -c requirements.lock '.[deepspeed]'"
             ) from error
         config = json.loads((CONFIGS / f"{launch.kind}.json").read_text())
         config["bf16"] = {"enabled": precision == "bf16"}

@@ -27,13 +27,12 @@ from components.models.precision import autocast
 from components.params import TrainParams, UserError
 from components.progress import Progress
 from components.training.checkpoints import Checkpoint, Checkpoints
-from components.training.launch import trainer_options
+from components.training.held import STATE_OF, ZERO, Held, held
+from components.training.launch import is_stop_noted, trainer_options
 from components.training.loader import FromStep, Parts
 from components.training.schedule import warm_cosine
 
-BEST = "best."
-STATE_OF = "state."
-ZERO = ("zero2", "zero3")
+VALUE, BEST = "model.", "best."
 LOSSES_AVERAGED = 20  # steps in the mean that divergence is judged by
 
 
@@ -67,7 +66,7 @@ class Answering(nn.Module):
 
 @dataclass
 class History:
-    """What a run has seen of itself: one row a step, and the best look so far."""
+    """What a run has seen of itself: one row a step, and the best look so far, its weights as they lie."""
 
     metric: str
     rows: list[dict[str, float | int | None]] = field(default_factory=list)
@@ -101,6 +100,7 @@ class AdapterTrainer(Trainer):
         checkpoints: Checkpoints,
         wrap: list[str],
     ) -> None:
+        check_optimizer(train)
         super().__init__(model=Answering(model, precision), args=_arguments(train, wrap, precision))
         self.parts, self.look, self.recipe, self.precision = parts, look, train, precision
         self.checkpoints = checkpoints
@@ -120,11 +120,11 @@ class AdapterTrainer(Trainer):
             self.add_callback(steps)
             self.train()
         if steps.stopped:
-            left = "a checkpoint was written and the next run goes on from it"
-            if self.recipe.launch.kind in ZERO:
-                left = f"'{self.recipe.launch.kind}' writes no checkpoints, so the next run starts anew"
-            raise Stopped(f"train: stopped at step {self.state.global_step} of {self.recipe.steps}; {left}")
-        put(self.trained(), self.history.best)
+            raise Stopped(
+                f"train: stopped at step {self.state.global_step} of {self.recipe.steps}; a checkpoint was written and "
+                "the next run goes on from it"
+            )
+        self.held().put(self.history.best.items())
         return self.history
 
     def one_part(self) -> None:
@@ -133,9 +133,24 @@ class AdapterTrainer(Trainer):
         self.model(answer_loss, Packed(**inputs["packed"], last=None), inputs["divisor"]).backward()
         self.model.zero_grad()
 
-    def trained(self) -> dict[str, Any]:
-        """The trained parameters, as the launch left them (sharded under FSDP), by their names in the model."""
-        return trained_parameters(self.accelerator.unwrap_model(self.model_wrapped).model)
+    def held(self) -> Held:
+        """The trained parameters and the optimizer's state, by their names in the model."""
+        trained = trained_parameters(self.accelerator.unwrap_model(self.model_wrapped).model)
+        return held(self.recipe.launch.kind, trained, self.optimizer)
+
+    def whole_tensors(self) -> dict[str, Any]:
+        """The trained weights unsharded, on the CPU of the first process; empty elsewhere. Every process calls it."""
+        holding, whole = self.held(), {}
+        for name in holding.names:
+            tensor = holding.whole(name)
+            if self.accelerator.is_main_process:
+                whole[name] = tensor
+        return whole
+
+    def of_all(self, number: int) -> list[int]:
+        """What every process says, in their order. Every process calls it."""
+        said: Any = self.accelerator.gather(torch.tensor([number], device=self.accelerator.device))
+        return [int(number) for number in said]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Our own: each process draws its own part of a step, from the step the run stands at."""
@@ -186,22 +201,24 @@ class _Steps(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         trainer = self.trainer
         found = trainer.checkpoints.latest()
+        steps = trainer.of_all(0 if found is None else found.step)
+        if len(set(steps)) > 1:
+            raise UserError(
+                f"train: the processes found checkpoints of different steps ({', '.join(map(str, steps))}; 0 is none); "
+                "set ECG_CHECKPOINTS to a folder that all machines share, or to s3://BUCKET/PREFIX"
+            )
         if found is None:
             return
-        trained, optimizer = trainer.trained(), trainer.optimizer
-        put(trained, {name: found.tensors[f"model.{name}"] for name in trained})
-        for name, parameter in trained.items():
-            optimizer.state[parameter] = {
-                key: _placed(found.tensors[f"{STATE_OF}{key}.{name}"], parameter)
-                for key in found.state["optimizer_keys"]
-            }
+        holding, tensors = trainer.held(), found.tensors
+        holding.put((name, holding.cut(name, tensors[VALUE + name])) for name in holding.names)
+        holding.put_state(found.state["optimizer_keys"], tensors)
         history = trainer.history
         history.rows, history.best_step = found.state["history"], found.state["best_step"]
         history.best_score = -math.inf if found.state["best_score"] is None else found.state["best_score"]
-        history.best = {name: found.tensors[BEST + name] for name in trained if BEST + name in found.tensors}
+        history.best = {n: holding.cut(n, tensors[BEST + n]) for n in holding.names if BEST + n in tensors}
         self.lowest = _lowest_mean([float(row["loss"] or 0) for row in history.rows])
         trainer.lr_scheduler.load_state_dict(found.state["scheduler"])
-        for group, rate in zip(optimizer.param_groups, trainer.lr_scheduler.get_last_lr(), strict=True):
+        for group, rate in zip(trainer.optimizer.param_groups, trainer.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
         state.global_step = found.step
         trainer._globalstep_last_logged = trainer._initial_global_step = found.step
@@ -229,7 +246,8 @@ class _Steps(TrainerCallback):
         last = step == train.steps
         if step % train.eval_every == 0 or last:
             self._look(step)
-        self.stopped = self.stop.asked and not last
+        asked = trainer.of_all(self.stop.asked)  # a signal reaches them at different steps, and all must stop at one
+        self.stopped = any(asked) and not last
         if self.stopped or (step % train.save_every == 0 and not last):
             self._save(step)
         if self.stopped:
@@ -265,38 +283,56 @@ class _Steps(TrainerCallback):
         history.rows[-1][f"validation_{history.metric}"] = score
         if score > history.best_score:
             history.best_score, history.best_step = score, step
-            # As they lie: sharded weights stay sharded, or every GPU would hold all of them.
-            history.best = {name: parameter.detach().clone() for name, parameter in trainer.trained().items()}
+            history.best = trainer.held().pieces()
         if self.watcher:
             self.watcher.looked(step, score, trainer.accelerator.unwrap_model(answering).model)
 
     def _save(self, step: int) -> None:
         trainer, history = self.trainer, self.trainer.history
-        if trainer.recipe.launch.kind in ZERO:
-            return  # its optimizer keeps the moments by flat partitions; half a checkpoint would be a lie
-        tensors, keys = {}, set()
-        for name, parameter in trainer.trained().items():
-            tensors[f"model.{name}"] = _whole(parameter).contiguous()
-            for key, value in trainer.optimizer.state[parameter].items():
-                keys.add(key)
-                tensors[f"{STATE_OF}{key}.{name}"] = _whole(torch.as_tensor(value)).contiguous()
-        tensors |= {BEST + name: _whole(tensor).contiguous() for name, tensor in history.best.items()}
+        holding = trainer.held()
         state = {
             "best_score": history.best_score if math.isfinite(history.best_score) else None,
             "best_step": history.best_step,
             "history": history.rows,
-            "optimizer_keys": sorted(keys),
+            "optimizer_keys": holding.keys(),
             "scheduler": trainer.lr_scheduler.state_dict(),
         }
-        if trainer.accelerator.is_main_process:
-            trainer.checkpoints.save(Checkpoint(step, tensors, state), must=self.stopped)
+        tensors = _all_of(holding, history.best)
+        try:
+            if trainer.accelerator.is_main_process:
+                trainer.checkpoints.save(Checkpoint(step, {}, state), must=self.stopped, more=tensors)
+        finally:  # the others gather with it, also what could not be written
+            for _ in tensors:
+                pass
         trainer.accelerator.wait_for_everyone()
+
+
+def _all_of(holding: Held, best: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What a checkpoint keeps, one whole tensor after the other. Every process has to go through all of it."""
+    keys = holding.keys()
+    for name in holding.names:
+        yield VALUE + name, holding.whole(name)
+        for key in keys:
+            yield f"{STATE_OF}{key}.{name}", holding.whole(name, key)
+        if name in best:
+            yield BEST + name, holding.joined(name, best[name])
 
 
 def _lowest_mean(losses: list[float]) -> float:
     """The lowest mean of `LOSSES_AVERAGED` losses in a row; infinite where there are fewer."""
     starts = range(len(losses) - LOSSES_AVERAGED + 1)
     return min((statistics.fmean(losses[i : i + LOSSES_AVERAGED]) for i in starts), default=math.inf)
+
+
+def check_optimizer(train: TrainParams) -> None:
+    """Raises:
+    UserError: an optimizer whose state cannot be told apart by parameter under `train.launch`.
+    """
+    if train.launch.kind in ZERO and train.optimizer == "paged_adamw_8bit":
+        raise UserError(
+            f"train.optimizer: 'paged_adamw_8bit' under '{train.launch.kind}' keeps its state in blocks "
+            "across parameters, which no checkpoint can tell apart; set adamw or paged_adamw_32bit"
+        )
 
 
 def make_optimizer(train: TrainParams, parameters: list[Any]) -> Any:
@@ -319,18 +355,6 @@ def make_optimizer(train: TrainParams, parameters: list[Any]) -> Any:
     optimizers: Any = bitsandbytes.optim
     make = optimizers.PagedAdamW32bit if kind.endswith("32bit") else optimizers.PagedAdamW8bit
     return make(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
-
-
-def put(parameters: dict[str, Any], values: dict[str, Any]) -> None:
-    """Copy whole tensors into parameters of the same names, sharding them as the parameters are."""
-    with torch.no_grad():
-        for name, value in values.items():
-            parameters[name].copy_(_placed(value, parameters[name]))
-
-
-def whole_tensors(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parameters unsharded, on the CPU. Every process has to call it."""
-    return {name: _whole(parameter).cpu() for name, parameter in parameters.items()}
 
 
 def _arguments(train: TrainParams, wrap: list[str], precision: str) -> TrainingArguments:
@@ -359,29 +383,15 @@ def _arguments(train: TrainParams, wrap: list[str], precision: str) -> TrainingA
     )
 
 
-def _whole(tensor: Any) -> Any:
-    tensor = tensor.detach()
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def _placed(tensor: Any, like: Any) -> Any:
-    """`tensor` where and as `like` is: its device, its memory order, its shards."""
-    if tensor.dim() == 0:
-        return tensor.clone()
-    if hasattr(tensor, "device_mesh"):
-        return tensor
-    if hasattr(like, "device_mesh"):
-        from torch.distributed.tensor import distribute_tensor
-
-        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
-    return tensor.to(like.device, copy=True, memory_format=torch.preserve_format)
-
-
 class _Stop:
-    """Whether SIGTERM or ^C has come."""
+    """Whether SIGTERM or ^C has come, to this process or to the one that started it."""
 
-    asked = False
+    has_come = False
     interrupts = 0
+
+    @property
+    def asked(self) -> bool:
+        return self.has_come or is_stop_noted()
 
 
 @contextmanager
@@ -394,7 +404,7 @@ def _stop_asked() -> Iterator[_Stop]:
     stop = _Stop()
 
     def note(number: int, frame: types.FrameType | None) -> None:
-        stop.asked = True
+        stop.has_come = True
         stop.interrupts += number == signal.SIGINT
         if stop.interrupts > 1:
             raise KeyboardInterrupt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,33 @@ def test_a_damaged_one_is_passed_over_and_goes(place: tuple[str, Path], capsys: 
     assert f"{BELOW}/step-00000004: its hash does not hold; the checkpoint before it is used" in capsys.readouterr().err
     again.save(checkpoint(3))
     assert names(folder) == ["step-00000002", "step-00000003"]
+
+
+def test_what_comes_one_by_one_is_written_in_files_as_it_comes(
+    place: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, folder = place
+    monkeypatch.setattr("components.training.checkpoints.FILE_BYTES", 100)
+    at(address).save(checkpoint(2))
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def come() -> Iterator[tuple[str, torch.Tensor]]:
+        for number in range(9):
+            assert sum(before() is not None for before in alive) <= 3, "more is held than a file takes"
+            tensor = torch.full((10,), float(number))
+            alive.append(weakref.ref(tensor))
+            yield f"more.{number}", tensor
+            del tensor
+
+    at(address).save(checkpoint(4), more=come())
+    files = sorted(name for name in names(folder / "step-00000004") if name != STATE)
+    assert len(files) == 4
+    found = at(address).latest()
+    assert found is not None
+    assert [found.tensors[f"more.{number}"][0].item() for number in range(9)] == list(range(9))
+    assert "weight" in found.tensors
+    (folder / "step-00000004" / files[1]).write_bytes(b"")
+    assert newest(address) == 2
 
 
 def test_a_changed_state_is_no_checkpoint(place: tuple[str, Path]) -> None:
