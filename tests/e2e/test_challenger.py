@@ -9,8 +9,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def champion(project: Project) -> dict:
-    """Version 1, promoted."""
+def champion(project: Project, made_before: Project) -> dict:
+    """Version 1, promoted; what it is made of was made before."""
     answer = project.json("retrain")
     project.ecg("approve", "1", "--by", "Ada")
     project.ecg("decide")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clones import Project
@@ -25,7 +27,8 @@ def worker(server: Prefect, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     template = "infra/pools/process-in-place.json"
     server.prefect("work-pool", "create", "local", "--type", "process", "--base-job-template", template)
     server.prefect("--no-prompt", "deploy", "--prefect-file", "infra/one-machine.yaml", "--all")
-    with background([PREFECT, "worker", "start", "--pool", "local"], server.cwd, server.environment, log):
+    environment = {**server.environment, "PREFECT_WORKER_QUERY_SECONDS": "2"}
+    with background([PREFECT, "worker", "start", "--pool", "local"], server.cwd, environment, log):
         yield log
 
 
@@ -51,11 +54,12 @@ def test_deployments_carry_their_schedules_and_limits(server: Prefect, worker: P
         assert pull["prefect.deployments.steps.set_working_directory"]["directory"] == str(project.root)
 
 
-def test_a_triggered_retraining_registers_a_version(server: Prefect, worker: Path, project: Project) -> None:
+def test_a_triggered_retraining_registers_a_version(server: Prefect, worker: Path, made_before: Project) -> None:
+    """What it is made of was made before: here it is about who starts it."""
     server.prefect("deployment", "run", "retrain/retrain")
     wait_until(lambda: state(server, "retrain") in FINAL, 1200, worker)
     assert state(server, "retrain") == "COMPLETED", worker.read_text()[-3000:]
-    (version,) = project.json("status")["versions"]
+    (version,) = made_before.json("status")["versions"]
     assert (version["version"], version["gate"], version["approval"]) == (1, "passed", "pending")
     keys = {one["key"] for one in server.post("/artifacts/filter", {})}
     assert {"retrain-report", "retrain-scores", "stage-train"} <= keys
@@ -63,8 +67,16 @@ def test_a_triggered_retraining_registers_a_version(server: Prefect, worker: Pat
 
 def test_an_approval_is_taken_up_by_the_schedule(server: Prefect, worker: Path, project: Project) -> None:
     project.ecg("approve", "1", "--by", "Ada")
-    wait_until(lambda: project.json("status")["versions"][0]["aliases"] == ["champion"], 600, worker)
-    assert any(run["auto_scheduled"] and run["state_type"] == "COMPLETED" for run in server.runs("decide"))
+    approved = datetime.now(UTC)
+
+    def decided() -> bool:
+        return any(
+            run["auto_scheduled"] and run["state_type"] == "COMPLETED" and began(run) > approved
+            for run in server.runs("decide")
+        )
+
+    wait_until(decided, 600, worker)
+    assert project.json("status")["versions"][0]["aliases"] == ["champion"]
 
 
 def test_a_run_too_many_is_cancelled(server: Prefect, worker: Path) -> None:
@@ -76,6 +88,10 @@ def test_a_run_too_many_is_cancelled(server: Prefect, worker: Path) -> None:
 
     wait_until(lambda: all(one in FINAL for one in states()), 300, worker)
     assert states() == ["CANCELLED", "COMPLETED"]
+
+
+def began(run: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(run["start_time"])
 
 
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")

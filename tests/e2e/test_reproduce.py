@@ -27,10 +27,11 @@ print(made.version)
 
 
 @pytest.fixture(scope="module")
-def old(project: Project) -> str:
+def old(project: Project, made_before: Project) -> str:
     """Version 1, then three commits that change data, code and recipe; returns the commit it was made from."""
     revision = project.git("rev-parse", "HEAD").strip()
-    project.dvc("repro", "evaluate")  # what `ecg retrain` does up to here; no card, no gate: they are not made again
+    # What `ecg retrain` does up to here, made in another clone; no card, no gate: they are not made again.
+    project.dvc("repro", "evaluate")
     (project.root / "reports" / "card").mkdir()
     (project.root / "reports" / "card" / "card.md").write_text("# Card\n")
     done = subprocess.run(

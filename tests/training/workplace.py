@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from tiny_cohort import tiny_params
 
@@ -41,14 +42,16 @@ def workplace(folder: Path, params: Params, records: Path, items: Path) -> Path:
 
 
 def start(folder: Path, checkpoints: Path | str, environment: dict[str, str] | None = None) -> multiprocessing.Process:
-    """Train in `folder` in a process of its own, which starts with everything imported.
+    """Train in `folder` in a process of its own, which starts with everything loaded (warm.py).
 
     Its errors go to `folder`/errors; `environment` is added to what it starts with.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["components.training.train", "components.training.trainer", "peft"])
+    context.set_forkserver_preload(["warm"])
     child = context.Process(target=_train, args=(str(folder), str(checkpoints), environment or {}))
-    child.start()
+    with pytest.MonkeyPatch.context() as patch:  # the fork server, which the first child starts, finds warm.py there
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(REPOSITORY)]))
+        child.start()
     return child
 
 
@@ -56,7 +59,9 @@ def _train(folder: str, checkpoints: str, environment: dict[str, str]) -> None:
     os.chdir(folder)
     os.environ.update(environment)
     os.dup2(os.open("errors", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    from components.training import fit, train
+    from components.training import fit, train, validation
+
+    validation.RECORDS = 8  # a look at the validation split takes as long as three steps with all of it
 
     def work(params: Params) -> dict:
         return train.train_adapter(params, checkpoints=checkpoints)
