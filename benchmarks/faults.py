@@ -42,6 +42,7 @@ from flows.recipes import resolve  # noqa: E402
 
 DISK_BYTES = 3 * 1024**3  # of the machine whose disk runs full: the free space that a stage asks for, and some
 RUN_SECONDS = 1800.0  # the longest that a night may take
+GRACE_SECONDS = 90.0  # between SIGTERM and SIGKILL of a machine that shuts down (systemd's)
 CALM_SECONDS = 6  # without a run: then a night is over
 TRAINED = ("components.training.train", "components.evaluation", "components.reporting")  # stages behind the fault
 
@@ -68,7 +69,12 @@ class Team:
         process = self.cloud.workers.pop(name)
         family = [process, *process.children(recursive=True)]
         how(process)
-        wait_until(lambda: all(map(is_gone, family)), 120, self.cloud.log(name), every=0.2)
+        deadline = time.monotonic() + GRACE_SECONDS
+        while time.monotonic() < deadline and not all(map(is_gone, family)):
+            time.sleep(0.2)
+        for one in family:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
         shutil.rmtree(self.cloud.folder / name, ignore_errors=True)
         time.sleep(seconds)
         self.new(pool)
