@@ -111,6 +111,40 @@ def test_a_deep_stack_is_a_straight_line(checkpointing: bool, params: Params, mo
     assert max(short.kept.values()) == pytest.approx(max(whole.kept.values()), rel=0.02)
 
 
+@pytest.mark.parametrize(("base", "precision"), [("ecg-tiny", "bf16"), ("ecg-llama-tiny", "fp32")])
+def test_a_trace_is_that_of_pytorchs_fake_tensors(
+    base: str, precision: str, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from components.models import trace
+
+    fakes: Any = FakeTensorMode(allow_non_fake_inputs=True)
+    watch: Any = trace._watch_mode()
+
+    class Faked(watch):  # type: ignore[misc]
+        @staticmethod
+        def ghost(tensor: Any) -> Any:
+            with fakes:
+                return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+        @staticmethod
+        def run(func: Any, args: Any, kwargs: Any) -> Any:
+            with fakes:
+                return func(*args, **kwargs)
+
+    config = find_shape(ModelParams(base, None)).config
+    every = changed(params, base, lora_targets=("linear",), lora_exclude=())
+    part = memory.part_of(every, config)
+    ours = trace_step(config, every.train, part, precision)
+    monkeypatch.setattr(trace, "_watch_mode", lambda: Faked)
+    theirs = trace_step(config, every.train, part, precision)
+    assert ours.flops == theirs.flops
+    assert ours.kept == pytest.approx(theirs.kept, rel=1e-3)
+    assert ours.peak == pytest.approx(theirs.peak, rel=1e-3)
+
+
 def test_a_trace_counts_multiplications(params: Params) -> None:
     from transformers import LlamaConfig
 
@@ -207,6 +241,7 @@ class _Response:
     request = None
 
 
+@pytest.mark.slow  # a training of its own
 def test_the_estimate_of_the_default_recipe_is_within_15_percent_of_a_measured_peak(tmp_path: Path) -> None:
     from benchmarks.memory import make_data, measure
 
