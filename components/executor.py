@@ -229,7 +229,8 @@ class _Processes(_Pool):
         self, task: Callable[[Item], Result], name: Callable[[Item], str], chunk: Sequence[Item]
     ) -> futures.Future[list[Result]]:
         if self._pool is not None:
-            with suppress(BrokenProcessPool):
+            # A pool that breaks while it starts one more process says OSError: its pipes are closed under it.
+            with suppress(BrokenProcessPool, OSError):
                 return self._pool.submit(_all_done, task, name, chunk)
             self._pool.shutdown()
         self._pool = futures.ProcessPoolExecutor(self._count, self._context, _begin_process)
