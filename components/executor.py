@@ -229,11 +229,13 @@ class _Processes(_Pool):
         self, task: Callable[[Item], Result], name: Callable[[Item], str], chunk: Sequence[Item]
     ) -> futures.Future[list[Result]]:
         if self._pool is not None:
-            # A pool that breaks while it starts one more process says OSError: its pipes are closed under it.
-            with suppress(BrokenProcessPool, OSError):
+            with suppress(BrokenProcessPool):
                 return self._pool.submit(_all_done, task, name, chunk)
             self._pool.shutdown()
         self._pool = futures.ProcessPoolExecutor(self._count, self._context, _begin_process)
+        # All processes at once, as with fork. Python 3.11 starts them one by one as they are needed, and one that is
+        # started while the pool breaks is waited for without end.
+        vars(self._pool)["_safe_to_dynamically_spawn_children"] = False
         return self._pool.submit(_all_done, task, name, chunk)
 
     def wait(self, waited: Sequence[futures.Future[Any]]) -> None:
