@@ -125,9 +125,11 @@ def no_orphans() -> Iterator[None]:
 
 
 def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
-    for process in processes:  # as ^C in a terminal: a stage tidies up its temporary files
+    # As ^C in a terminal: a stage tidies up its temporary files. What a shell runs in the background ignores it, though.
+    is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    for process in processes:
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGINT)
+            os.killpg(process.pid, signal.SIGTERM if is_ignored else signal.SIGINT)
     for process in processes:
         try:
             process.wait(GRACE_SECONDS)

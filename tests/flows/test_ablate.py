@@ -159,6 +159,7 @@ def test_outside_git_the_error_says_what_to_do(project: Path) -> None:
         ablate(["full"], [], None, [], None, None)
 
 
+@pytest.mark.slow
 def test_one_that_fails_is_told_and_run_again_and_the_rest_is_kept(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

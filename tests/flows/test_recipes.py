@@ -155,7 +155,7 @@ def test_chains_apply_from_the_ground_up(tmp_path: Path, params_file: Path) -> N
     assert params_file.read_text().startswith("# Upper.\nrecipe: upper\n")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.floats(min_value=1e-12, max_value=1e12))
 def test_every_float_survives_the_file(value: float) -> None:
     text = resolve("ecg-tiny", [f"train.learning_rate={value!r}"], folder=RECIPES).text

@@ -91,6 +91,7 @@ def test_verbs_of_two_processes_follow_each_other(params: Params, store: Store) 
     assert waited > 0.3
 
 
+@pytest.mark.slow
 def test_two_processes_may_make_the_store_at_once(params: Params, tmp_path: Path) -> None:
     """A scheduled decide and a first retraining meet on an empty folder."""
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"

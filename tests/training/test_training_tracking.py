@@ -39,6 +39,7 @@ def train(params, records, items, folder):
     return train_adapter(params, records, items, folder / "adapter", folder / "training.csv", folder / "checkpoints")
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_mlflow_shows_it(client, records, items, tmp_path, monkeypatch):
     params = small_params(steps=4, eval_every=4, save_every=2, samples=1)
     untracked = monkeypatch.context
