@@ -125,7 +125,7 @@ def no_orphans() -> Iterator[None]:
 
 
 def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
-    # As ^C in a terminal: a stage tidies up its temporary files. What a shell runs in the background ignores it, though.
+    # As ^C in a terminal: a stage tidies up its temporary files. What a shell runs in the background ignores that.
     is_ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     for process in processes:
         if process.poll() is None:
