@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.testing.utilities import prefect_test_harness
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from receivers import web_receiver
+from servers import prefect_server
 
 from components.params import load_params
 from components.records.build import build_records
@@ -42,14 +45,16 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def prefect() -> Iterator[None]:
+def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Prefect server with a deployment named retrain/retrain, which no worker takes up."""
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    with prefect_test_harness(server_startup_timeout=120):
+    home = tmp_path_factory.mktemp("prefect")
+    with prefect_server(home, os.environ, home) as server, temporary_settings({PREFECT_API_URL: server.url}):
         with get_client(sync_client=True) as client:
             flow_id = client.create_flow_from_name("retrain")
             client.create_deployment(flow_id, name="retrain", entrypoint="flows/retrain.py:retrain", path=".")
         yield
+        for worker in (APILogWorker, EventsWorker):  # what they have left has nowhere to go once the server has stopped
+            worker.drain_all(timeout=20, at_exit=False)
 
 
 def asked() -> list[FlowRun]:

@@ -207,7 +207,7 @@ def mlflow_for_a_team(
 
     folder.mkdir(parents=True, exist_ok=True)
     port, password = free_port(), secrets.token_hex(12)
-    settings = (Path(__file__).resolve().parents[2] / "infra/mlflow/auth.ini").read_text()
+    settings = (Path(__file__).resolve().parents[1] / "infra/mlflow/auth.ini").read_text()
     (folder / "auth.ini").write_text(settings.replace("${MLFLOW_AUTH_DATABASE}", auth_database))
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "_MLFLOW_"))},
