@@ -213,13 +213,13 @@ TABLE: list[tuple[str, str, Callable[[Team, set[str]], bool], float]] = [
     ("gpu SIGKILL", "at the first checkpoint", at_checkpoint, 0),
     ("gpu SIGTERM", "at the first checkpoint", at_checkpoint, 0),
     ("cpu SIGKILL", "at the first checkpoint", at_checkpoint, 0),
-    ("S3 cut", "when the gpu worker pulls, for 60 s", at_pull, 60),
+    ("disk full", "at the first checkpoint", at_checkpoint, 0),
+    ("Prefect away", "at the first checkpoint, for 45 s", at_checkpoint, 45),
     ("S3 cut", "at the first checkpoint, for 90 s", at_checkpoint, 90),
     ("S3 503", "at the first checkpoint, for 90 s", at_checkpoint, 90),
     ("S3 500", "from the start, for 120 s", at_start, 120),
     ("S3 slow", "from the start, for 120 s", at_start, 120),
-    ("Prefect away", "at the first checkpoint, for 45 s", at_checkpoint, 45),
-    ("disk full", "at the first checkpoint", at_checkpoint, 0),
+    ("S3 cut", "when the gpu worker pulls, for 60 s", at_pull, 60),
 ]
 
 
@@ -402,7 +402,10 @@ def table(folder: Path, only: list[str] | None) -> Iterator[dict[str, Any]]:
             else:
                 row = struck(team, name, moment, seconds)
             row |= {"fault": name, "when": when, "same_adapter": adapter(team) == reference}
-            row |= {"versions": len(cloud.versions()), "wrong": inconsistencies(team)}
+            versions, wrong = len(cloud.versions()), inconsistencies(team)
+            if versions != 1:
+                wrong.append(f"{versions} versions of the same code, parameters and data")
+            row |= {"versions": versions, "wrong": wrong}
             yield row
 
 

@@ -25,7 +25,7 @@ from components.params import Params, UserError
 from flows import clone, notify, preflight, project, recipes, report, show
 from flows.artifacts import StageProgress
 from flows.passing import lasting, say
-from flows.stage import Outcome, no_orphans, run_stage
+from flows.stage import Outcome, no_orphans, order_lock, run_stage
 
 if TYPE_CHECKING:
     from components.registry.gate import Verdict
@@ -139,7 +139,10 @@ def make(params: Params, away: Away | None = None) -> None:
         def start(name: str, *earlier: PrefectFuture[Outcome]) -> PrefectFuture[Outcome]:
             # What it needs is made, and is put where another machine finds it before anything runs beside it.
             finish(list(earlier))
-            commit = clone.hand_over(away.branch) if away is not None and name in away.stages else None
+            commit = None
+            if away is not None and name in away.stages:
+                order_lock()
+                commit = clone.hand_over(away.branch)
             return stage.submit(name, progress, tracking, away, commit, wait_for=earlier, return_state=False)
 
         records = start("records")
@@ -150,6 +153,7 @@ def make(params: Params, away: Away | None = None) -> None:
         answers = start("evaluate", adapter, baseline)
         card = start("card", answers)
         finish([card])
+    order_lock()
 
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from components.params import UserError
 from components.progress import PLAIN_LINE
+from components.storage import write_text
 from flows.project import environment
 
 LOGS = Path("logs")
@@ -111,6 +112,21 @@ def changed_stages() -> list[str]:
     if found.returncode != 0:
         raise UserError(f"dvc.yaml: DVC cannot read the pipeline: {found.stderr.strip()}")
     return sorted(json.loads(found.stdout))
+
+
+def order_lock(lock: Path = Path("dvc.lock")) -> None:
+    """Put the stages of dvc.lock in the order of their names, when none is running.
+
+    DVC appends each as it ends, and those side by side end in any order; the same state has to be the same bytes.
+    """
+    if not lock.exists():
+        return
+    text = lock.read_text()
+    head, begin, body = text.partition("stages:\n")
+    stages = [part for part in re.split(r"^(?=  \S)", body, flags=re.M) if part]
+    ordered = head + begin + "".join(sorted(stages))
+    if ordered != text:
+        write_text(lock, ordered)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from components.params import UserError
-from flows.stage import StageFailed, changed_stages, no_orphans, run_stage
+from flows.stage import StageFailed, changed_stages, no_orphans, order_lock, run_stage
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -100,6 +100,23 @@ def test_two_stages_over_one_dependency_run_at_once(pipeline: Path) -> None:
         thread.join()
     assert changed_stages() == []
     assert sorted(yaml.safe_load(Path("dvc.lock").read_text())["stages"]) == ["first", "left", "right"]
+
+
+def test_the_lock_is_the_same_in_whatever_order_stages_end(pipeline: Path) -> None:
+    lock = Path("dvc.lock")
+    order_lock(lock)
+    assert not lock.exists()
+    for name in ("first", "right", "left"):
+        run_stage(name, quiet)
+    made = lock.read_text()
+    order_lock(lock)
+    ordered = lock.read_text()
+    assert list(yaml.safe_load(made)["stages"]) == ["first", "right", "left"]
+    assert list(yaml.safe_load(ordered)["stages"]) == ["first", "left", "right"]
+    assert yaml.safe_load(made) == yaml.safe_load(ordered)
+    assert changed_stages() == []
+    run_stage("left", quiet)
+    assert lock.read_text() == ordered, "DVC writes it alike"
 
 
 def test_a_users_error_is_told_without_its_traceback(pipeline: Path) -> None:
