@@ -72,6 +72,8 @@ class Team:
         deadline = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < deadline and not all(map(is_gone, family)):
             time.sleep(0.2)
+        with suppress(psutil.NoSuchProcess):  # a worker that is told to end may begin another run
+            family += process.children(recursive=True)
         for one in family:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
@@ -550,6 +552,8 @@ def main() -> None:
     many.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the servers too
+    # What a shell runs in the background ignores SIGINT, and so would the workers, which Prefect ends by it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="ecg-faults-"))
     try:
         rows = table(folder, given.only) if given.command == "table" else soak(folder, given.nights, given.seed)

@@ -200,8 +200,12 @@ def _publish(branch: str, message: str) -> str:
 
 
 def has_remote() -> bool:
-    """Whether the project names a DVC remote; without one, all clones share a machine's cache."""
-    return bool(_dvc("config", "core.remote", may_fail=True))
+    """Whether the project names a DVC remote; without one, all clones share a machine's cache.
+
+    Raises:
+        UserError: DVC cannot tell; what is not known must not pass for "no", or nothing would be pushed.
+    """
+    return any(line.startswith("core.remote=") for line in _dvc("config", "--list").splitlines())
 
 
 def _sources_now() -> dict[str, object]:
@@ -291,13 +295,13 @@ def _reach(*arguments: str) -> None:
     lasting(lambda: _dvc(*arguments), say)
 
 
-def _dvc(*arguments: str, may_fail: bool = False) -> str:
+def _dvc(*arguments: str) -> str:
     """What DVC prints.
 
     Raises:
         UserError: DVC ended with an error.
     """
     done = subprocess.run(dvc("--wait-for-lock", *arguments), env=environment(), capture_output=True, text=True)
-    if done.returncode != 0 and not may_fail:
+    if done.returncode != 0:
         raise UserError(f"dvc {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout.strip()

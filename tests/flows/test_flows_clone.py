@@ -66,6 +66,19 @@ def enter(origin: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def test_a_remote_that_cannot_be_told_is_not_taken_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "project" / ".dvc" / "config"
+    config.parent.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "project")
+    config.write_text("[core]\n    no_scm = true\n")
+    assert not clone.has_remote()
+    config.write_text("[core]\n    no_scm = true\n    remote = storage\n['remote \"storage\"']\n    url = /nowhere\n")
+    assert clone.has_remote()
+    config.write_text("[core")
+    with pytest.raises(UserError, match="dvc config --list"):
+        clone.has_remote()
+
+
 @pytest.mark.slow
 def test_nights(origin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing new; new objects, made and pushed; known the night after though nobody merged; a crash begun anew."""
