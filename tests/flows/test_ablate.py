@@ -199,6 +199,7 @@ def test_a_stage_that_all_share_stops_the_whole(project: Path, monkeypatch: pyte
     assert done() == ["records lora 4"]
 
 
+@pytest.mark.slow
 def test_what_decides_a_result_names_it(project: Path) -> None:
     """Code that is not committed counts, a new commit alone does not, and neither does another file."""
 

@@ -120,6 +120,7 @@ def test_qlora_is_merged_in_full_precision_and_says_so(tmp_path: Path) -> None:
     assert to_4_bit > 1e-4
 
 
+@pytest.mark.slow
 def test_transformers_alone_loads_it_and_says_the_same(tmp_path: Path) -> None:
     adapter = make_adapter(tmp_path / "adapter", recipe("lora"))
     export_adapter(adapter, tmp_path / "out")

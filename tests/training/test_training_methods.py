@@ -86,6 +86,7 @@ def test_a_recipe_that_does_not_fit_its_base_is_refused(changes, message):
         attach(load_base("ecg-tiny").model, replace(small_params().train, **changes))
 
 
+@pytest.mark.slow
 def test_parts_of_a_step_add_up_to_the_whole_step(records, items, tmp_path):
     def weights(name: str, **changes):
         out = tmp_path / name

@@ -53,6 +53,7 @@ def run(params, records, items, folder):
     return train_adapter(params, records, items, folder / "adapter", folder / "training.csv", folder / "checkpoints")
 
 
+@pytest.mark.slow
 def test_the_same_inputs_give_the_same_bytes_and_a_killed_run_goes_on_to_them(
     params, records, items, tmp_path, monkeypatch
 ):
