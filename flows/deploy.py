@@ -120,7 +120,9 @@ def _give_up(heartbeat_seconds: int) -> Automation:
                 state=StateType.CRASHED,
                 name=None,
                 message=f"No heartbeat for {HEARTBEATS_MISSED * heartbeat_seconds} s.",
-                force=True,
+                # Not forced: Prefect refuses it for a run that has ended. It hears of the end a quarter of an hour late
+                # where a schedule was made less than five minutes before its run, and would give up what is completed.
+                force=False,
             )
         ],
     )
