@@ -271,8 +271,15 @@ class Prefect:
         if self.account is not None:
             headers["Authorization"] = f"Basic {base64.b64encode(self.account.encode()).decode()}"
         request = urllib.request.Request(f"{self.url}{path}", json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)
+        for left in (2, 1, 0):
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:  # SQLite is locked for longer than the server waits
+                if error.code != 503 or left == 0:
+                    raise
+                time.sleep(2)
+        raise AssertionError("not reached")
 
     def runs(self, flow: str) -> list[dict[str, Any]]:
         return list(self.post("/flow_runs/filter", {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_ASC"}))
