@@ -573,7 +573,7 @@ def doctor(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a recipe's base, method, memory and disk in seconds, without weights; exit with 2 if there is to mend."""
+    """Check a recipe's base, method, memory and disk without weights; exit with 2 if there is to mend."""
 
     def work() -> Document:
         from flows.doctor import examine

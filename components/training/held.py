@@ -8,6 +8,7 @@ deepspeed.runtime.zero.stage3). Every method that gathers has to be called by ev
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -93,7 +94,7 @@ class _ByTorch:
             }
 
 
-class _ByZero:
+class _ByZero(ABC):
     """DeepSpeed: flat fp32 partitions; numbers that are one for all elements (`step`) are by partition."""
 
     def __init__(self, parameters: dict[str, Any], optimizer: Any) -> None:
@@ -164,27 +165,32 @@ class _ByZero:
 
     _is_padded = False
 
+    @abstractmethod
     def _flats(self) -> list[Any]:
-        raise NotImplementedError
+        """The fp32 partitions that this process trains."""
 
+    @abstractmethod
     def _shape(self, name: str) -> Any:
-        raise NotImplementedError
+        """Of the whole parameter."""
 
+    @abstractmethod
     def _start(self, name: str) -> int:
-        raise NotImplementedError
+        """Where this process's piece begins in the flattened parameter."""
 
+    @abstractmethod
     def _piece(self, name: str, key: str | None = None) -> Any:
-        raise NotImplementedError
+        """What this process has of a parameter, or of its state `key`."""
 
+    @abstractmethod
     def _set(self, name: str, piece: Any, key: str | None = None) -> None:
-        raise NotImplementedError
+        """Put such a piece."""
 
-    def _link(self) -> None:
+    def _link(self) -> None:  # noqa: B027: nothing to do where DeepSpeed reads the state that is there
         """Let DeepSpeed find a state that it did not make."""
 
+    @abstractmethod
     def _refresh(self) -> None:
         """Make the weights that the model computes with from the fp32 copy, on every process."""
-        raise NotImplementedError
 
 
 class _ByZero2(_ByZero):
@@ -207,7 +213,7 @@ class _ByZero2(_ByZero):
     def _set(self, name: str, piece: Any, key: str | None = None) -> None:
         self._piece(name, key).copy_(piece)
 
-    def _link(self) -> None:
+    def _link(self) -> None:  # noqa: B027: nothing to do where DeepSpeed reads the state that is there
         self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def _refresh(self) -> None:
