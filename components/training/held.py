@@ -185,7 +185,7 @@ class _ByZero(ABC):
     def _set(self, name: str, piece: Any, key: str | None = None) -> None:
         """Put such a piece."""
 
-    def _link(self) -> None:  # noqa: B027: nothing to do where DeepSpeed reads the state that is there
+    def _link(self) -> None:  # noqa: B027
         """Let DeepSpeed find a state that it did not make."""
 
     @abstractmethod
@@ -213,7 +213,7 @@ class _ByZero2(_ByZero):
     def _set(self, name: str, piece: Any, key: str | None = None) -> None:
         self._piece(name, key).copy_(piece)
 
-    def _link(self) -> None:  # noqa: B027: nothing to do where DeepSpeed reads the state that is there
+    def _link(self) -> None:
         self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def _refresh(self) -> None:
