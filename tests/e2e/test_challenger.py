@@ -74,8 +74,8 @@ def test_the_ledger_has_every_decision_and_shows_a_change(project: Project, chal
 
 
 def test_a_closed_gate_ends_well_unless_asked_otherwise(project: Project, challenger: dict) -> None:
-    """Another seed is another adapter; no adapter is better than the base by 0.9."""
-    strict = ["--set", "train.seed=1", "--set", "gate.rules.opens.by=0.9"]
+    """Other intervals are another version; no adapter is better than the base by 0.9."""
+    strict = ["--set", "evaluate.resamples=51", "--set", "gate.rules.opens.by=0.9"]
     answer = project.json("retrain", *strict, "--fail-on-reject", code=3)
     assert (answer["status"], answer["version"], answer["gate"]) == ("registered", 3, "failed")
     again = project.json("retrain")
@@ -87,9 +87,9 @@ def test_a_closed_gate_ends_well_unless_asked_otherwise(project: Project, challe
 
 def test_an_earlier_recipe_is_restored_not_recomputed(project: Project, challenger: dict) -> None:
     """DVC's run cache brings back what the same inputs made before, and the registry knows it."""
-    answer = project.json("retrain", "--set", "train.seed=0", "--set", "gate.rules.opens.by=-1.0")
+    answer = project.json("retrain", "--set", "evaluate.resamples=50", "--set", "gate.rules.opens.by=-1.0")
     assert (answer["status"], answer["version"]) == ("nothing-to-do", 2)
-    assert "is cached - skipping run" in (project.root / "logs" / "train.log").read_text()
+    assert "is cached - skipping run" in (project.root / "logs" / "evaluate.log").read_text()
 
 
 def test_a_stages_error_reaches_the_user_and_the_rerun_goes_on(project: Project, challenger: dict) -> None:
