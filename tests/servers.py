@@ -299,7 +299,8 @@ def prefect_server(
         **({} if account is None else {"PREFECT_API_AUTH_STRING": account}),
     }
     made = Prefect(settings["PREFECT_API_URL"], {**environment, **settings}, cwd, home / "server.log", account)
-    serving = dict(made.environment)
+    leases = "flows.leases" if database is not None else "prefect.server.concurrency.lease_storage.filesystem"
+    serving = {**made.environment, "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": leases}
     if database is not None:
         serving["PREFECT_API_DATABASE_CONNECTION_URL"] = database.replace("postgresql://", "postgresql+asyncpg://")
     if account is not None:

@@ -163,6 +163,7 @@ def _prefect(builder: _Builder) -> GetAtt:
     )
     settings = {
         "POSTGRES_HOST": tasks.database.host,
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "flows.leases",  # kept in memory, a restart would end runs
         "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",  # a paused database takes a quarter of a minute to wake
         "PREFECT_UI_API_URL": If(
             HAS_DOOR, Sub(f"https://${{TeamHost}}:{PREFECT_PORT}/api"), f"http://localhost:{PREFECT_PORT}/api"

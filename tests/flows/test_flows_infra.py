@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+import flows.leases
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 INFRA = REPOSITORY / "infra"
 VARIABLE = re.compile(r"\$\{(\w+)(?::[?-][^}]*)?\}")
@@ -42,6 +44,12 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_every_variable_is_written_and_none_for_nothing(compose: dict[str, Any], environment: dict[str, str]) -> None:
     used = set(VARIABLE.findall((INFRA / "compose.yaml").read_text()))
     assert used == set(environment)
+
+
+def test_prefect_keeps_its_leases_where_a_restart_finds_them(compose: dict[str, Any]) -> None:
+    served = compose["services"]["prefect"]["environment"]
+    assert served["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"] == flows.leases.__name__
+    assert served["PREFECT_API_DATABASE_CONNECTION_URL"].startswith("postgresql")
 
 
 def test_no_two_secrets_are_the_same(environment: dict[str, str]) -> None:

@@ -104,6 +104,12 @@ def test_what_trains_keeps_its_checkpoints_where_a_lost_machine_does_not_matter(
         assert {"Name": "ECG_CHECKPOINTS", "Value": told} in container["Environment"]
 
 
+def test_prefects_leases_outlive_its_container(template):
+    containers = template["Resources"]["PrefectTask"]["Properties"]["ContainerDefinitions"]
+    [server] = [one for one in containers if one["Name"] == "prefect"]
+    assert {"Name": "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "Value": "flows.leases"} in server["Environment"]
+
+
 def test_idle_is_zero(template):
     [group] = of_type(template, "AWS::AutoScaling::AutoScalingGroup").values()
     assert (group["MinSize"], "DesiredCapacity" in group) == ("0", False)
