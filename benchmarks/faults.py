@@ -466,6 +466,7 @@ def on_disk(folder: Path) -> int:
 
 
 NEWS = ("nothing new", "another setting", "another seed", "new patients")
+WEIGHTS = (0.8, 0.1, 0.05, 0.05)  # something to do on one night of five, as in a team that changes a thing or two a week
 SOAK_FAULTS = (
     "no fault",
     "gpu SIGKILL",
@@ -508,11 +509,11 @@ def soak(folder: Path, nights: int, seed: int) -> Iterator[dict[str, Any]]:
         cloud.pause("decide")
         expected = 0
         for number in range(nights):
-            news = "first" if number == 0 else chance.choices(NEWS, (0.6, 0.2, 0.1, 0.1))[0]
+            news = "first" if number == 0 else chance.choices(NEWS, WEIGHTS)[0]
             fault = chance.choice(SOAK_FAULTS)
             worked = news != "nothing new"
             delay = chance.uniform(0, 100 if worked else 15)
-            lasts = chance.uniform(5, 60)
+            lasts = chance.uniform(5, 40)
             bring(team, news, number)
             expected += worked
 
