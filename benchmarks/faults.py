@@ -197,6 +197,11 @@ def at_start(team: Team, known: set[str]) -> bool:
     return True
 
 
+def when_taken(team: Team, known: set[str]) -> bool:
+    """A worker has taken the run, and has not begun it."""
+    return any(run["state_type"] == "PENDING" and run["id"] not in known for run in team.runs())
+
+
 def at_pull(team: Team, known: set[str]) -> bool:
     """The gpu worker has begun the run of `train`: code and data are pulled."""
     return any(
@@ -222,6 +227,7 @@ TABLE: list[tuple[str, str, Callable[[Team, set[str]], bool], float]] = [
     ("S3 500", "from the start, for 120 s", at_start, 120),
     ("S3 slow", "from the start, for 120 s", at_start, 120),
     ("S3 cut", "when the gpu worker pulls, for 60 s", at_pull, 60),
+    ("cpu SIGKILL", "when it has taken the run", when_taken, 0),
 ]
 
 

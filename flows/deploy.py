@@ -1,9 +1,9 @@
 """`ecg deploy`: what a team's Prefect server has to know, set up or brought up to date; again without harm.
 
 Variables (where the code is), work pools, the deployments of prefect.yaml, and the automations that find runs whose
-machine died: a run that sends no heartbeat is given up as Crashed; a `retrain` that crashed is started again, a few
-times at most, and goes on from what it had pushed; a `stage` that crashed is asked for again by the `retrain` that
-waits for it.
+machine died: a run that sends no heartbeat, or never begins, is given up as Crashed; a `retrain` that crashed is
+started again, a few times at most, and goes on from what it had pushed; a `stage` that crashed is asked for again by
+the `retrain` that waits for it.
 """
 
 from __future__ import annotations
@@ -32,6 +32,12 @@ POOLS = Path("infra/pools")
 HEARTBEATS_MISSED = 3
 HEARTBEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"  # seconds; in the pools' templates
 GIVEN_UP, STARTED_AGAIN = "ecg: runs without a heartbeat are given up", "ecg: a crashed retraining is started again"
+NEVER_BEGUN = "ecg: runs of the pool {pool} that never begin are given up"
+# From when a worker takes a run until its first heartbeat. A process clones the code; elsewhere an image is pulled, and
+# a machine is bought.
+BEGINS_WITHIN = {"process": timedelta(minutes=5)}
+BEGINS_WITHIN_ELSEWHERE = timedelta(hours=1)
+TAKEN = {f"prefect.flow-run.{state}" for state in ("Submitting", "Pending")}
 ENDED = ("Completed", "Failed", "Cancelled", "Crashed")
 
 
@@ -61,8 +67,12 @@ def deploy(repository: str | None, branch: str | None, cpu: str, gpu: str) -> Do
         with _filled(template) as filled:
             _prefect("work-pool", "create", name, "--type", kind, "--base-job-template", filled, "--overwrite")
     _prefect("--no-prompt", "deploy", "--all")
-    automations = [_keep(one) for one in (_give_up(_heartbeat_seconds(POOLS / f"{gpu}-gpu.json")), _start_again())]
-    return {"variables": variables, "pools": pools, "automations": automations}
+    automations = [
+        _silent(_heartbeat_seconds(POOLS / f"{gpu}-gpu.json")),
+        *(_never_begun(name, BEGINS_WITHIN.get(kind, BEGINS_WITHIN_ELSEWHERE)) for name, kind in pools.items()),
+        _start_again(),
+    ]
+    return {"variables": variables, "pools": pools, "automations": [_keep(one) for one in automations]}
 
 
 @contextmanager
@@ -96,30 +106,49 @@ def _heartbeat_seconds(template: Path) -> int:
     return int(tree["variables"]["properties"]["env"]["default"][HEARTBEAT])
 
 
-def _give_up(heartbeat_seconds: int) -> Automation:
+def _silent(heartbeat_seconds: int) -> Automation:
     """Prefect's own recipe for zombies: a heartbeat, and then neither another nor an end."""
+    within = timedelta(seconds=HEARTBEATS_MISSED * heartbeat_seconds)
+    told = f"No heartbeat for {within.seconds} s."
+    about = "The machine of such a run is gone: it can no longer say how it ended."
+    return _give_up(GIVEN_UP, about, told, {"prefect.flow-run.heartbeat"}, within)
+
+
+def _never_begun(pool: str, within: timedelta) -> Automation:
+    """A worker took a run, and died before the run could send its first heartbeat."""
+    told = f"Taken by a worker, and no heartbeat within {within.seconds} s."
+    about = "The machine died between taking such a run and starting it."
+    match = {"prefect.resource.role": ["work-pool"], "prefect.resource.name": [pool]}
+    return _give_up(NEVER_BEGUN.format(pool=pool), about, told, TAKEN, within, match)
+
+
+def _give_up(
+    name: str, about: str, told: str, after: set[str], within: timedelta, related: Mapping[str, Any] | None = None
+) -> Automation:
+    """Runs of which nothing more is heard within a time are Crashed."""
     from prefect.automations import Automation
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
     from prefect.events.schemas.automations import EventTrigger, Posture
 
     return Automation(
-        name=GIVEN_UP,
-        description="The machine of such a run is gone: it can no longer say how it ended.",
+        name=name,
+        description=about,
         trigger=EventTrigger(
-            after={"prefect.flow-run.heartbeat"},
+            after=after,
             expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{state}" for state in ENDED)},
             match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            match_related=dict(related or {}),
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=timedelta(seconds=HEARTBEATS_MISSED * heartbeat_seconds),
+            within=within,
         ),
         actions=[
             ChangeFlowRunState(
                 state=StateType.CRASHED,
                 name=None,
-                message=f"No heartbeat for {HEARTBEATS_MISSED * heartbeat_seconds} s.",
+                message=told,
                 # Not forced: Prefect refuses it for a run that has ended. It hears of the end a quarter of an hour late
                 # where a schedule was made less than five minutes before its run, and would give up what is completed.
                 force=False,

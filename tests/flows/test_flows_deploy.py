@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import yaml
 
 from components.params import UserError
-from flows.deploy import POOLS, _filled, _heartbeat_seconds
+from flows.deploy import POOLS, _filled, _heartbeat_seconds, _never_begun, _silent
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEMPLATES = sorted((REPOSITORY / POOLS).glob("*.json"))
@@ -55,6 +56,20 @@ def test_a_run_on_a_gpu_is_seen_to_be_alive_and_looks_for_its_gpu(path: Path) ->
     tree = json.loads(path.read_text())
     assert tree["variables"]["properties"]["env"]["default"]["ECG_GPUS"] == "1"
     assert _heartbeat_seconds(path) == 30
+
+
+def test_a_run_whose_machine_died_is_given_up_before_and_after_it_began() -> None:
+    begun, before = _silent(30), _never_begun("gpu", timedelta(minutes=5))
+    assert (begun.trigger.within, before.trigger.within) == (timedelta(seconds=90), timedelta(minutes=5))
+    assert begun.trigger.after == {"prefect.flow-run.heartbeat"}
+    assert before.trigger.after == {"prefect.flow-run.Submitting", "prefect.flow-run.Pending"}
+    assert before.trigger.match_related.root == {
+        "prefect.resource.role": ["work-pool"],
+        "prefect.resource.name": ["gpu"],
+    }
+    for one in (begun, before):  # what says that it lives, or ended
+        assert one.trigger.expect > {"prefect.flow-run.heartbeat", "prefect.flow-run.Completed"}
+        assert "prefect.flow-run.Running" not in one.trigger.expect  # it may die between that and its first heartbeat
 
 
 def test_kubernetes_starts_no_second_pod_and_grants_time_for_a_checkpoint() -> None:
