@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registry_project import BETTER, GOOD, REPOSITORY, register_project, small_gate, write_project
+from registry_project import BEST, BETTER, GOOD, REPOSITORY, register_project, small_gate, write_project
 from servers import (
     ADMIN,
     PREFECT,
@@ -435,6 +435,18 @@ def test_an_approval_is_acted_on_through_the_webhook(pipeline: Pipeline, second:
     (refusal,) = (entry for entry in entries if entry.who == "webhook")
     assert (refusal.event, refusal.version) == ("refused", None)
     assert "signature" in refusal.why
+
+
+def test_an_approval_is_acted_on_by_the_schedule(pipeline: Pipeline) -> None:
+    """The receiver is down, and MLflow's delivery lost: the schedule finds the approval within its minute."""
+    team = pipeline.team
+    number = team.register("tom", BEST, seed=3)
+    pipeline.prefect.prefect("--no-prompt", "deploy", "--prefect-file", "infra/one-machine.yaml", "--name", "decide")
+    approved = time.monotonic()
+    assert team.tag("ada", number, "approval", "approved", UI_TAG)[0] == 200
+    wait_until(lambda: team.champion() == number, 300, pipeline.worker, every=0.5)
+    print(f"schedule: approved, then champion after {time.monotonic() - approved:.1f} s")
+    assert not any(run["created_by"]["type"] == "AUTOMATION" for run in pipeline.prefect.runs("decide")[1:])
 
 
 def _expire(team: Team, model: str) -> None:

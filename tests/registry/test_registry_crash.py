@@ -47,15 +47,15 @@ def test_sequences_in_which_versions_are_removed(seeds: range) -> None:
 
 @pytest.mark.slow
 def test_processes_killed_for_real(store: Store, params: Params, tmp_path: Path) -> None:
-    """12 verbs, each in a process that SIGKILL ends at a random write, then the promises and the next `decide`."""
+    """20 verbs, each in a process that SIGKILL ends at a random write, then the promises and the next `decide`."""
     (tmp_path / "params.json").write_text(json.dumps(to_dict(params)))
     program = Path(__file__).with_name("killed_process.py")
-    command = [sys.executable, str(program), str(store.kept), str(tmp_path / "params.json"), "12", "7"]
+    command = [sys.executable, str(program), str(store.kept), str(tmp_path / "params.json"), "20", "7"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     counts = json.loads(done.stdout.splitlines()[-1])
-    assert sum(count for name, count in counts.items() if name.endswith("killed")) >= 7, counts
+    assert sum(count for name, count in counts.items() if name.endswith("killed")) >= 12, counts
     store.set_back("empty")
 
 
