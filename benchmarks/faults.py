@@ -43,6 +43,7 @@ from flows.recipes import resolve  # noqa: E402
 DISK_BYTES = 3 * 1024**3  # of the machine whose disk runs full: the free space that a stage asks for, and some
 RUN_SECONDS = 1800.0  # the longest that a night may take
 GRACE_SECONDS = 90.0  # between SIGTERM and SIGKILL of a machine that shuts down (systemd's)
+CLEARING_SECONDS = 30.0  # that a worker has, from then on, to remove the clone of a run that has ended
 CALM_SECONDS = 6  # without a run: then a night is over
 TRAINED = ("components.training.train", "components.evaluation", "components.reporting")  # stages behind the fault
 
@@ -328,12 +329,22 @@ def inconsistencies(team: Team) -> list[str]:
             for out in (one for one in body["outs"] if one["path"] not in in_git(team)):
                 found += [f"{branch}: {stage}: {one} is not in S3" for one in missing(team, out["md5"])]
     for name, worker in team.cloud.workers.items():
-        left = [one for one in (team.cloud.folder / name / "tmp").glob("*") if (one / "project").exists()]
+        left = clones_left(team, name)
         if left and not team.cloud.running("decide"):
-            found.append(f"{name}: clones are left in its temporary folder: {left}")
+            found.append(f"{name}: clones are left in its temporary folder after {CLEARING_SECONDS:.0f} s: {left}")
         if not worker.is_running():
             found.append(f"worker {name} is gone")
     return found
+
+
+def clones_left(team: Team, worker: str) -> list[Path]:
+    """A run has ended for Prefect some seconds before its process has, and the worker clears up after that."""
+    deadline = time.monotonic() + CLEARING_SECONDS
+    while True:
+        left = [one for one in (team.cloud.folder / worker / "tmp").glob("*") if (one / "project").exists()]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(1.0)
 
 
 def in_git(team: Team) -> set[str]:
