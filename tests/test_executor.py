@@ -173,8 +173,17 @@ def test_terminate_calls_off_the_work_and_leaves_nothing(tmp_path):
     until(lambda: not alive_in_session(process.pid))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def same_environment() -> Iterator[None]:
+    """A LocalCluster's nannies set MALLOC_TRIM_THRESHOLD_ and more for this process, and for the tests that follow."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(same_environment):
     import dask
     from distributed import LocalCluster
 

@@ -242,10 +242,9 @@ class _Response:
 
 
 @pytest.mark.slow  # a training of its own
-def test_the_estimate_of_the_default_recipe_is_near_a_measured_peak(tmp_path: Path) -> None:
+def test_the_estimate_of_the_default_recipe_is_within_15_percent_of_a_measured_peak(tmp_path: Path) -> None:
     from benchmarks.memory import make_data, measure
 
     make_data(tmp_path, ["ecg-tiny"])
     row = measure("ecg-tiny", "lora", ["train.precision=fp32"], tmp_path)
-    # Half of this small run is libraries, and machines differ there: 3 to 6 % were seen on one and 19 % on another.
-    assert abs(row.off) < 0.25, row
+    assert abs(row.off) < 0.15, row
