@@ -18,8 +18,8 @@ COMMAND = ("ablate", "--rank", "2,4", "--method", "lora,full")
 
 
 @pytest.fixture(scope="module")
-def interrupted(project: Project) -> Project:
-    """Ended as soon as the second experiment has started."""
+def interrupted(project: Project, made_before: Project) -> Project:
+    """Ended as soon as the second experiment has started; the data were made before."""
     (project.root / "notes.txt").write_text("the user's own")
     run = subprocess.Popen(
         [sys.executable, "-m", "flows.cli", *COMMAND],
