@@ -153,11 +153,11 @@ def _reads_text(recipe: str) -> bool:
 
 
 def _whole(recipe: str, method: str) -> Iterator[str]:
-    """Modules that a low-rank recipe trains in full belong to no other method."""
+    """Modules that a low-rank recipe trains in full belong to no other method, and parts kept frozen to `full`."""
     params: Params = resolve(recipe).params
     if method not in ("lora", "qlora") and params.train.modules_in_full:
         yield "train.modules_in_full=[]"
-    if method in ("lora", "qlora") and params.train.frozen:
+    if method != "full" and params.train.frozen:
         yield "train.frozen=[]"
 
 
