@@ -313,10 +313,14 @@ def inconsistencies(team: Team) -> list[str]:
     locks = [one["tags"]["dvc_lock_md5"] for one in versions]
     if len(set(locks)) != len(locks):
         found.append("a dvc.lock is registered twice")
-    for event in ("registered", "gated"):
-        of = [str(entry["version"]) for entry in entries if entry["event"] == event]
-        if sorted(of) != sorted(one["version"] for one in versions):
-            found.append(f"ledger: {event} are {sorted(of)}, versions are {[one['version'] for one in versions]}")
+    numbers = sorted(one["version"] for one in versions)
+    registered = sorted(str(entry["version"]) for entry in entries if entry["event"] == "registered")
+    if registered != numbers:
+        found.append(f"ledger: registered are {registered}, versions are {numbers}")
+    # One that is approved after another has become champion is judged once more, against that one.
+    verdicts = [(str(entry["version"]), entry["why"]) for entry in entries if entry["event"] == "gated"]
+    if len(set(verdicts)) != len(verdicts) or sorted({version for version, _ in verdicts}) != numbers:
+        found.append(f"ledger: verdicts are {verdicts}, versions are {numbers}")
     promoted = [str(entry["version"]) for entry in entries if entry["event"] == "promoted"]
     if (promoted[-1] if promoted else None) != team.cloud.champion():
         found.append(f"champion is {team.cloud.champion()}, the ledger last promoted {promoted[-1:]}")

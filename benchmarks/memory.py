@@ -28,6 +28,7 @@ RECIPES = ("ecg-tiny", "ecg-llama-tiny", "pulse-tiny", "ecg-smol", "radiology-sm
 METHODS = ("lora", "qlora", "partial", "full")
 PATIENTS = 120
 REPORTS = 240
+SENTENCES = 26  # of a report: each batch is then as long as the longest that the estimate is for
 STEPS = 3
 
 
@@ -139,7 +140,7 @@ def _make_reports(folder: Path) -> None:
         )
         writer.writeheader()
         for uid in range(REPORTS):
-            sentences = [f"The {chance.choice(seen)} {chance.choice(said)}." for _ in range(chance.randint(4, 14))]
+            sentences = [f"The {chance.choice(seen)} {chance.choice(said)}." for _ in range(SENTENCES)]
             row = dict.fromkeys(writer.fieldnames, "")
             row |= {"uid": str(uid), "findings": " ".join(sentences), "impression": f"Report {uid}: {sentences[0]}"}
             row |= {"MeSH": "normal", "Problems": "normal", "indication": "Cough."}

@@ -29,9 +29,10 @@ CPU_FRAMEWORK = 0.64 * GIB
 CPU_PAGES = 0.12 * GIB
 CUDA_FRAMEWORK = 1.0 * GIB  # context, cuBLAS and cuDNN workspaces
 CUDA_FRAGMENTS = 1.05  # what PyTorch's allocator reserves, over what is asked for
-# glibc cannot give a freed aligned block to a request of the same size, and low-rank layers leave a freed block between
-# any two that are kept: measured on ecg-tiny with 8, 16 and 32 pages. A look keeps nothing between them.
-HEAP = {"lora": 2.1, "qlora": 2.1, "partial": 1.45, "full": 1.45}
+# Of the C library's heap at its fullest, what is free but lies between blocks that are kept, over what is in use; and
+# what kernels hold there that the trace does not see. Both measured (docs/recipes.md).
+HEAP_HOLES = 1.4
+HEAP_KERNELS = 110 * 1024**2
 DEEPSPEED_BUCKET = 500_000_000  # elements; its default for gradients, and again for gathered weights
 BLOCK_WEIGHTS = 64  # weights that share a quantisation constant (bitsandbytes' default)
 CONSTANTS_BLOCK = 256  # constants that share one, under double quantisation
@@ -179,7 +180,7 @@ def estimate(
     model = meta_model(found.config)
     counted = _counted(model, train)
     part = part or part_of(params, found.config)
-    heap = HEAP[train.method] if where.kind == "cpu" else 1.0
+    heap = HEAP_HOLES if where.kind == "cpu" else 1.0
     traced = trace_step(found.config, train, part, _traced_precision(precision, train, where), heap=heap)
     look = _look(params, found.config, part, precision, where)
     return _sum_up(params, found, where, precision, counted, part, traced, look)
@@ -564,7 +565,7 @@ def _sum_up(
     whole_from_start = train.gradient_accumulation > 1 or spread > 1
     backward = max(traced.kept.values()) + gradients if whole_from_start else max(traced.peak.values())
     moments = {
-        "backward": backward * fragments,
+        "backward": backward * fragments + (0 if on_gpu else HEAP_KERNELS),
         "look": max(look.kept.values()) * fragments,
         # On a GPU AdamW works on all tensors at once and needs their size again; on a CPU one after the other.
         "optimizer": gradients + (counted.trained * 4 // spread if on_gpu else 0),

@@ -7,6 +7,7 @@ machine or another. SIGTERM or ^C writes a checkpoint and ends with 75 (EX_TEMPF
 from __future__ import annotations
 
 import csv
+import ctypes
 import hashlib
 import io
 import json
@@ -73,6 +74,7 @@ def fit_adapter(
 
     train = params.train
     check_launch(train.launch)
+    _use_one_heap()
     set_threads(train.threads)
     precision = resolve(train.precision)
     quantization = train.quantization if train.method == "qlora" else None
@@ -159,6 +161,18 @@ def _stop_if_it_cannot_fit(params: Params) -> None:
     for name, amount, note in rows(expected):
         print(f"{name:<14} {amount:>10}  {note}")
     stop_if_too_large(expected)
+
+
+M_ARENA_MAX = -8  # of glibc's malloc.h
+
+
+def _use_one_heap() -> None:
+    """What the threads that load the base leave free is the step's to use: on heaps of their own it would be nobody's.
+
+    Measured on ecg-smol: 3.3 GiB at the peak in place of 3.8 (docs/recipes.md). Other C libraries are left as they are.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def _hardware() -> dict[str, str]:

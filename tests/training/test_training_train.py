@@ -6,6 +6,9 @@ import csv
 import dataclasses
 import json
 import math
+import platform
+import subprocess
+import sys
 
 import pytest
 from tiny_cohort import tiny_params
@@ -180,3 +183,30 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 def nothing(model):
     return sum(parameter.sum() for parameter in model.parameters() if parameter.requires_grad)
+
+
+HEAPS = """
+import ctypes, sys, threading
+from components.training.fit import _use_one_heap
+c = ctypes.CDLL(None)
+c.malloc.restype = ctypes.c_void_p
+def told():
+    c.malloc_info(0, ctypes.c_void_p.in_dll(c, "stdout"))
+    c.fflush(None)
+_use_one_heap()
+told()
+together = threading.Barrier(4)
+def work():
+    together.wait(), c.malloc(100_000), together.wait()
+threads = [threading.Thread(target=work) for _ in range(4)]
+for one in threads: one.start()
+for one in threads: one.join()
+told()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives threads heaps of their own")
+def test_no_thread_gets_a_heap_of_its_own() -> None:
+    done = subprocess.run([sys.executable, "-c", HEAPS], capture_output=True, text=True, check=True)
+    before, after = (part.count("<heap nr=") for part in done.stdout.split("</malloc>")[:2])
+    assert before == after > 0
