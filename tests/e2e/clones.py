@@ -87,7 +87,10 @@ class Project:
 
 
 def clone(root: Path) -> Project:
-    """The repository's files as they stand (not only as committed), in a git repository of their own."""
+    """The repository's files as they stand (not only as committed), in a git repository of their own.
+
+    Without what a run of the repository itself has locked: the clone has run nothing yet.
+    """
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=REPOSITORY,
@@ -96,7 +99,7 @@ def clone(root: Path) -> Project:
         text=True,
     )
     for name in filter(None, listed.stdout.split("\0")):
-        if (REPOSITORY / name).is_file():
+        if (REPOSITORY / name).is_file() and Path(name).name != "dvc.lock":
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(REPOSITORY / name, root / name)
     for compiled in (REPOSITORY / "components").rglob(
