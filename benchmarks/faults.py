@@ -43,8 +43,8 @@ from flows.recipes import resolve  # noqa: E402
 DISK_BYTES = 3 * 1024**3  # of the machine whose disk runs full: the free space that a stage asks for, and some
 RUN_SECONDS = 1800.0  # the longest that a night may take
 GRACE_SECONDS = 90.0  # between SIGTERM and SIGKILL of a machine that shuts down (systemd's)
-CLEARING_SECONDS = 30.0  # that a worker has, from then on, to remove the clone of a run that has ended
 CALM_SECONDS = 6  # without a run: then a night is over
+CLEARING_SECONDS = 30.0  # that a worker has, from then on, to remove the clone of a run that has ended
 TRAINED = ("components.training.train", "components.evaluation", "components.reporting")  # stages behind the fault
 
 

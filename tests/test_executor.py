@@ -183,7 +183,7 @@ def same_environment() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def cluster(same_environment):
+def cluster():
     import dask
     from distributed import LocalCluster
 

@@ -29,8 +29,8 @@ CPU_FRAMEWORK = 0.64 * GIB
 CPU_PAGES = 0.12 * GIB
 CUDA_FRAMEWORK = 1.0 * GIB  # context, cuBLAS and cuDNN workspaces
 CUDA_FRAGMENTS = 1.05  # what PyTorch's allocator reserves, over what is asked for
-# Of the C library's heap at its fullest, what is free but lies between blocks that are kept, over what is in use; and
-# what kernels hold there that the trace does not see. Both measured (docs/recipes.md).
+# How far the C library's heap reaches in a step at its fullest, over what the trace sees in use there; and what
+# kernels add. Both fitted (docs/recipes.md). A look keeps nothing that holes could lie between.
 HEAP_HOLES = 1.4
 HEAP_KERNELS = 110 * 1024**2
 DEEPSPEED_BUCKET = 500_000_000  # elements; its default for gradients, and again for gathered weights

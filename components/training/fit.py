@@ -169,7 +169,7 @@ M_ARENA_MAX = -8  # of glibc's malloc.h
 def _use_one_heap() -> None:
     """What the threads that load the base leave free is the step's to use: on heaps of their own it would be nobody's.
 
-    Measured on ecg-smol: 3.3 GiB at the peak in place of 3.8 (docs/recipes.md). Other C libraries are left as they are.
+    ecg-smol's peak: 3.5 GiB for 3.7 (docs/recipes.md). Other C libraries are left as they are.
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
